@@ -1,0 +1,1 @@
+"""The api: HTTP in, tokens out; text and media are prepared here."""

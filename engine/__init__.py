@@ -1,0 +1,1 @@
+"""The engine: scheduler, KV books, supervision, and the vocabulary the other processes share."""

@@ -1,0 +1,76 @@
+"""What the operator chose: one frozen struct, read by every process.
+
+flags.py turns a command line into it; the supervisor writes it to the run directory as JSON and its
+children read it from there, so that no process parses flags twice. The model's own numbers are in
+model_config.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+Quantization = Literal["bfloat16", "wint8", "wint4"]
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+
+class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All settings of one server; sizes in tokens, bytes or seconds as named."""
+
+    # model
+    model: str = ""  # a folder, resolved before the children start; hub ids never reach them
+    served_model_name: str = ""
+    load_format: Literal["auto", "dummy"] = "auto"
+    config_overrides: dict[str, Any] = {}
+    dtype: Dtype = "auto"  # activations and unquantised weights; auto: the checkpoint's
+    quantization: Quantization = "bfloat16"
+    tokenizer: str = ""  # folder; the model's own if empty
+    chat_template: str = ""  # file; the checkpoint's own if empty
+
+    # public surface
+    host: str = "0.0.0.0"
+    port: int = 8000
+    metrics_port: int = 8001
+    api_keys: tuple[str, ...] = ()
+    max_concurrency: int = 2048  # open requests; more get 429
+    max_waiting: int = 1024  # requests waiting for the scheduler; more get 429
+    reasoning_parser: str = ""
+    max_body_bytes: int = 256 << 20
+
+    # media
+    limit_mm_per_prompt: dict[str, int] = msgspec.field(default_factory=lambda: {"image": 100, "video": 100})
+    mm_processor_kwargs: dict[str, Any] = {}
+    allowed_media_path: str = ""  # folder under which file: URLs may be read
+    allow_private_media: bool = False  # let http(s) media come from private addresses
+    media_timeout: float = 30.0  # seconds for one download
+    max_media_bytes: int = 512 << 20  # of one encoded image or video
+    media_workers: int = 0  # decoding processes; 0: half the cores, at least one
+
+    # scheduler
+    max_model_len: int = 0  # prompt + output; 0: the checkpoint's context
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 0  # tokens of one step; 0: 2048
+    enable_chunked_prefill: bool = True
+    block_size: int = 64
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory: int = 0  # bytes over all ranks on CPU; 0: a default, see workers/kv_cache.py
+
+    # ranks
+    tensor_parallel_size: int = 1
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    cpu_threads: int = 0  # per rank; 0: cores / ranks, at least one
+    rank_timeout: float = 10.0  # a rank silent for longer is treated as dead
+    seed: int = 0
+
+    # filled by the supervisor, not by flags
+    run_directory: str = ""
+
+
+def write_config(config: ServerConfig, path: Path) -> None:
+    path.write_bytes(msgspec.json.encode(config))
+
+
+def read_config(path: Path) -> ServerConfig:
+    return msgspec.json.decode(path.read_bytes(), type=ServerConfig)

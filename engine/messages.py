@@ -1,0 +1,233 @@
+"""Every message that crosses a process border, in the order a request meets them.
+
+All are frozen msgspec structs, sent as MessagePack (channels.py has the sockets). New fields go last with
+a default, so that two versions can talk. Nothing here computes; positions and token types are
+derived by the workers (workers/positions.py) from token ids and media.
+
+    api     -> engine   AddRequest, AbortRequest, Ping, RequestObserved
+    engine  -> api      TokenBatch, Pong, EngineState
+    engine  -> workers  StartServing, StepPlan, StopServing
+    workers -> engine   RankHello, RankLoaded, RankReady, StepResult (rank 0), RankFailed
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How to choose the next token of one sequence; validated by the api, trusted by the rest."""
+
+    max_tokens: int  # generated tokens at most; the api has clipped it to the context
+    min_tokens: int = 0  # end tokens are masked before this many
+    temperature: float = 1.0  # 0 means greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 means no limit
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0  # over output
+    seed: int = 0  # with the token's index it is the counter of the noise; the api draws one if absent
+    stop_token_ids: tuple[int, ...] = ()  # besides the model's end tokens
+    ignore_eos: bool = False  # the model's end tokens do not stop, stop_token_ids still do
+    num_logprobs: int = -1  # -1 none, 0 the chosen token's, n also the n most likely
+
+
+class MediaItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One image or video of a prompt: uint8 patches in a file that every rank maps (design D8)."""
+
+    kind: Literal["image", "video"]
+    content_hash: str  # sha256 hex over pixels, shape and options
+    grid: tuple[int, int, int]  # frames, patch rows, patch columns
+    offset: int  # index of its first placeholder in the prompt
+    num_tokens: int  # placeholders: rows * columns / 4 per image, per frame pair of a video
+    file: str  # name inside RunDirectory.media; [frames*rows*columns, 3*14*14] uint8
+
+
+# api -> engine ------------------------------------------------------------------------------------
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True):
+    """Start generating. The engine owns the media files from here on and deletes them at the end."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    media: list[MediaItem] = []
+    arrival: float = 0.0  # time.monotonic() when the HTTP request came in
+    priority: int = 0  # smaller runs earlier
+    tenant: str = ""
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
+    """The client left, or a stop string was found: free everything within one step."""
+
+    request_id: str
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Asks for a round trip through every rank; answered by Pong."""
+
+    ping_id: int
+
+
+class RequestObserved(msgspec.Struct, frozen=True, tag="observed", omit_defaults=True):
+    """What the api saw of one finished HTTP request, for the metrics the engine owns."""
+
+    route: str  # the route's pattern, never the raw path: label values stay bounded
+    status: int
+    seconds: float
+    error_type: str = ""
+    num_images: int = 0
+    num_videos: int = 0
+    media_seconds: float = 0.0  # fetch, decode and resize
+
+
+ToEngine = AddRequest | AbortRequest | Ping | RequestObserved
+
+
+# engine -> api ------------------------------------------------------------------------------------
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural log-probabilities of one generated token, before penalties and temperature."""
+
+    logprob: float
+    top_ids: list[int] = []
+    top_logprobs: list[float] = []
+
+
+class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The new tokens of one request; the last one has a finish_reason."""
+
+    request_id: str
+    token_ids: list[int] = []  # an end token that stopped the sequence is not among them
+    logprobs: list[TokenLogprobs] = []  # one per token id, if asked for
+    finish_reason: Literal["stop", "length", "abort", "error"] | None = None
+    stop_token_id: int | None = None  # which end token stopped it
+    error: str | None = None  # with finish_reason "error": a sentence for the client
+    error_status: int = 500  # 429 when the queue is full, 503 when a worker died
+    num_cached_tokens: int = 0
+    queue_seconds: float = 0.0  # arrival to first scheduled, in the first output
+
+
+class TokenBatch(msgspec.Struct, frozen=True, tag="tokens"):
+    """All outputs of one step for one api process; a gap in `sequence` means a lost message."""
+
+    sequence: int
+    outputs: list[RequestOutput]
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong", omit_defaults=True):
+    ping_id: int
+    healthy: bool
+    detail: str = ""  # which rank is missing
+
+
+class EngineState(msgspec.Struct, frozen=True, tag="state", omit_defaults=True):
+    """Sent when an api subscribes and at every change. `starting` has progress in `detail`."""
+
+    state: Literal["starting", "ready", "failed", "stopping"]
+    detail: str = ""
+    sequence: int = 0  # of the next TokenBatch
+    num_blocks: int = 0
+    block_size: int = 0
+
+
+ToApi = TokenBatch | Pong | EngineState
+
+
+# engine -> workers --------------------------------------------------------------------------------
+
+
+class StartServing(msgspec.Struct, frozen=True, tag="start"):
+    """Allocate this many KV blocks, the same on every rank, then answer RankReady."""
+
+    num_blocks: int
+
+
+class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A sequence the ranks do not know yet, or know no more (after preemption or a restart)."""
+
+    seq_id: int
+    token_ids: list[int]  # the prompt, then what was already generated
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    media: list[MediaItem] = []
+    num_computed_tokens: int = 0  # KV already in the blocks given with its first chunk
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """Compute the next `num_tokens` tokens of a sequence."""
+
+    seq_id: int
+    num_tokens: int
+    new_block_ids: list[int]  # appended to its block table before computing
+    samples: bool  # the chunk ends at the sequence's last token: sample the next one
+
+
+class StepPlan(msgspec.Struct, frozen=True, tag="plan", omit_defaults=True):
+    """One step, as changes to the ranks' mirror: drop, then add, then compute the chunks in order.
+
+    A plan without chunks is a health probe: ranks meet at a barrier and rank 0 answers.
+    """
+
+    step: int
+    chunks: list[Chunk] = []
+    added: list[NewSequence] = []
+    dropped: list[int] = []  # finished, aborted or preempted
+
+
+class StopServing(msgspec.Struct, frozen=True, tag="stop"):
+    """Leave cleanly."""
+
+
+ToWorker = StartServing | StepPlan | StopServing
+
+
+# workers -> engine --------------------------------------------------------------------------------
+
+
+class RankHello(msgspec.Struct, frozen=True, tag="hello"):
+    rank: int
+    pid: int
+
+
+class RankLoaded(msgspec.Struct, frozen=True, tag="loaded", omit_defaults=True):
+    """Weights are in place; how many KV blocks this rank could hold."""
+
+    rank: int
+    max_blocks: int
+    weight_bytes: int
+    load_seconds: float
+    device: str
+
+
+class RankReady(msgspec.Struct, frozen=True, tag="ready"):
+    rank: int
+
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+    seq_id: int
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class StepResult(msgspec.Struct, frozen=True, tag="result", omit_defaults=True):
+    step: int
+    tokens: list[SampledToken] = []
+    compute_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    num_encoded_patches: int = 0
+
+
+class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
+    rank: int
+    step: int
+    message: str
+    traceback: str
+
+
+FromWorker = RankHello | RankLoaded | RankReady | StepResult | RankFailed

@@ -1,0 +1,1 @@
+"""The ERNIE-4.5 model, layer by layer."""
