@@ -14,7 +14,7 @@ usage: ./run.sh [serve] [flags]     start the server (the default); ./run.sh ser
        ./run.sh bench [name]        run one benchmark of tests/bench, or list them
 
 variables
-  OCTET_PYTHON        interpreter for the virtual environment (default: the newest python3 >= 3.10)
+  OCTET_PYTHON        interpreter for the virtual environment (default: a python3 of at least 3.10)
   OCTET_VENV          where the virtual environment lives (default: .venv beside run.sh)
   OCTET_EXTRAS        more extras of pyproject.toml to install, as in OCTET_EXTRAS=compare
   OCTET_CACHE         compiled ops and downloaded or generated models (default: ~/.cache/octet)
@@ -26,7 +26,7 @@ die() { printf '[octet] error: %s\n' "$*" >&2; exit 1; }
 
 find_python() {
   local candidate
-  for candidate in ${OCTET_PYTHON:-python3.13 python3.12 python3.11 python3.10 python3}; do
+  for candidate in ${OCTET_PYTHON:-python3 python3.12 python3.11 python3.10 python3.13}; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
       command -v "$candidate"
       return
@@ -50,8 +50,8 @@ install() {
       # From a copy, so that the build leaves nothing in the source folder.
       copy="$(mktemp -d)" && trap 'rm -rf "$copy"' EXIT
       cp "$here/pyproject.toml" "$here/README.md" "$copy/"
-      "$venv/bin/python" -m pip install --disable-pip-version-check --no-warn-script-location -q \
-        --progress-bar on "$copy${extras:+[$extras]}"
+      "$venv/bin/python" -m pip install --disable-pip-version-check \
+        "$copy${extras:+[$extras]}"
     ) || die "pip could not install the packages; see its message above"
     cp "$here/pyproject.toml" "$stamp"
     say "packages installed in $((SECONDS - started)) s"
