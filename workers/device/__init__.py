@@ -1,1 +1,1 @@
-"""The only place that imports a tensor framework."""
+"""The seam between the workers and a tensor framework; nothing outside this folder imports one."""

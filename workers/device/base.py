@@ -1,0 +1,122 @@
+"""What the workers ask of a tensor framework (design D1); the implementations are beside this file.
+
+The model runs on cuda_ops, which takes any DLPack tensor. What is left for a framework is small: memory,
+copies, the plain bf16 matmul on a GPU, collectives. Whoever adds a framework implements `Device` and
+nothing else. Everything is issued in order; nothing returns before its result may be read by the next call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from cuda_ops import Weight
+
+# A framework tensor. The workers use only: .shape, DLPack, and slices of the first axis (`t[a:b]`), which
+# are contiguous and share memory with `t`.
+Tensor = Any
+
+DtypeName = Literal["float32", "bfloat16", "int8", "uint8", "int32", "int64"]
+Activation = Literal["none", "gelu", "quick_gelu"]
+
+BYTES_PER_ELEMENT: dict[str, int] = {
+    "float32": 4,
+    "bfloat16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "int32": 4,
+    "int64": 8,
+}
+
+
+class Group(Protocol):
+    """The collectives of one rank among `world` ranks; every rank makes the same calls in the same order.
+
+    Sums are taken in rank order in fp32, so their bits never vary. A rank that does not come raises an
+    error that names it after the group's timeout.
+    """
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Replace `tensor` (fp32 or bf16, any shape) on each rank by the sum over the ranks."""
+
+    def all_gather(self, tensor: Tensor, out: Tensor) -> None:
+        """Write every rank's `tensor` [...] into `out` [world, ...] on every rank."""
+
+    def broadcast(self, tensor: Tensor, root: int) -> None:
+        """Overwrite `tensor` on each rank by rank `root`'s."""
+
+    def barrier(self) -> None:
+        """Return once every rank has called."""
+
+    def close(self) -> None: ...
+
+
+class Device(Protocol):
+    """Memory, copies, matmul and collectives of one rank."""
+
+    name: str  # for logs and RankLoaded: "cpu", "gpu:0 NVIDIA H800"
+    rank: int
+    world: int
+
+    # memory and copies ------------------------------------------------------------------------------
+
+    def empty(self, shape: Sequence[int], dtype: DtypeName) -> Tensor:
+        """A contiguous tensor with arbitrary content (NaN included)."""
+
+    def zeros(self, shape: Sequence[int], dtype: DtypeName) -> Tensor: ...
+
+    def upload(self, array: np.ndarray, dtype: DtypeName | None = None) -> Tensor:
+        """A contiguous copy of `array` on the device, of the array's dtype unless `dtype` is given.
+
+        "bfloat16" takes uint16 arrays as raw bits (NumPy has no bf16) and rounds fp32 arrays to nearest
+        even. No other conversion happens: a dtype that differs from the array's raises TypeError.
+        """
+
+    def download(self, tensor: Tensor) -> np.ndarray:
+        """A copy on the host; bf16 comes back as fp32, which holds every bf16 value exactly."""
+
+    def view(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """The same memory under another shape with as many elements."""
+
+    def free_memory(self) -> int:
+        """Bytes that can still be allocated: host memory for the CPU, device memory for a GPU."""
+
+    # arithmetic that is not an op of ours ---------------------------------------------------------------
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Weight,
+        out: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+    ) -> None:
+        """out [M, N] = activation(x [M, K] @ weight [N, K]^T + bias [N]), as cuda_ops.linear.
+
+        A hook, because on a GPU the framework's own matmul is best for bf16 weights.
+        """
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """x += y, element by element, rounded once to their common dtype."""
+
+    def merge_columns(self, parts: Tensor) -> Tensor:
+        """[world, M, n] -> a new [M, world * n]: column shards side by side in rank order."""
+
+    # collectives: see Group; with one rank they do nothing (all_gather copies) ----------------------------
+
+    def all_reduce(self, tensor: Tensor) -> None: ...
+
+    def all_gather(self, tensor: Tensor, out: Tensor) -> None: ...
+
+    def broadcast(self, tensor: Tensor, root: int) -> None: ...
+
+    def barrier(self) -> None: ...
+
+    def synchronize(self) -> None:
+        """Return once everything issued so far is done (a no-op on the CPU)."""
+
+    def close(self) -> None:
+        """Leave the group; the device is not used afterwards."""
