@@ -3,14 +3,19 @@
 Accepts every spelling that published ERNIE-4.5 checkpoints use (Paddle keys, transformers' nested
 `text_config`/`vision_config`, scalars or [text, vision] lists, nulls). Pure Python: the engine plans
 memory with it, the api reads token ids from it, the workers build the model from it.
-Facts and sources: model specification sections 1.1 to 1.6.
+How the spellings become fields is in config_reader.py. Facts and sources: model specification sections
+1.1 to 1.6.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
+from engine.errors import ConfigError
 
 
 class VisionConfig(msgspec.Struct, frozen=True):
@@ -34,6 +39,11 @@ class VisionConfig(msgspec.Struct, frozen=True):
     @property
     def patch_features(self) -> int:
         return self.in_channels * self.patch_size**2
+
+    @property
+    def merged_size(self) -> int:
+        """Width of one merge window: the resampler's spatial layers are this wide."""
+        return self.hidden_size * self.spatial_merge**2
 
 
 class ModelConfig(msgspec.Struct, frozen=True):
@@ -60,7 +70,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
     num_shared_experts: int | None  # None: decided by the tensors
     dtype: Literal["bfloat16", "float32"]
     image_patch_id: int  # the placeholder of images and videos; ids >= it use the vision experts
-    image_start_id: int
+    image_start_id: int  # the four marker ids are -1 in text models, image_patch_id is vocab_size there
     image_end_id: int
     video_start_id: int
     video_end_id: int
@@ -69,6 +79,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     vision: VisionConfig | None
     quantization_config: dict[str, Any] | None = None
+    has_correction_bias: bool = True  # false: experts are chosen by the unbiased probabilities
 
     @property
     def num_pools(self) -> int:
@@ -76,3 +87,82 @@ class ModelConfig(msgspec.Struct, frozen=True):
 
     def is_moe_layer(self, layer: int) -> bool:
         return layer in self.moe_layers
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused projection: all Q heads, all K heads, all V heads."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def shared_intermediate_size(self) -> int:
+        """Width of the one MLP that the shared experts are fused into; 0 without shared experts."""
+        if not self.num_experts or not self.num_shared_experts:
+            return 0
+        return self.num_shared_experts * self.moe_intermediate_sizes[0]
+
+
+def parse_model_config(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> ModelConfig:
+    """The fields of a decoded config.json, in any known spelling, after `overrides`.
+
+    Raises ConfigError that names the key, both for a value that cannot be used and for an override
+    that no known configuration has.
+    """
+    from engine.config_reader import build_model_config  # the reader needs the structs above
+
+    return build_model_config(raw, overrides or {})
+
+
+def read_model_config(source: str | Path, overrides: dict[str, Any] | None = None) -> ModelConfig:
+    """Read `source`, a checkpoint folder or a config file, and what its generation config adds."""
+    path = Path(source)
+    file = path / "config.json" if path.is_dir() else path
+    raw = read_json_object(file)
+    try:
+        config = parse_model_config(raw, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    generation = file.with_name("generation_config.json")
+    if not generation.is_file():
+        return config
+    more = read_json_object(generation).get("eos_token_id")
+    return msgspec.structs.replace(config, eos_token_ids=_merge_ids(config.eos_token_ids, more, generation))
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """A JSON object in a file; ConfigError when it is absent, broken or not an object."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist; point --model at a folder that holds it") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def check_tensor_parallel(config: ModelConfig, world_size: int) -> None:
+    """Raise ConfigError, naming every width that does not divide, unless `world_size` ranks can share it."""
+    widths = {"num_attention_heads": config.num_heads}
+    if len(config.moe_layers) < config.num_layers:
+        widths["intermediate_size"] = config.intermediate_size
+    for pool, width in enumerate(config.moe_intermediate_sizes if config.moe_layers else ()):
+        widths[f"moe_intermediate_size[{pool}]"] = width
+    if config.shared_intermediate_size:
+        widths["shared experts' width"] = config.shared_intermediate_size
+    uneven = [f"{name} = {width}" for name, width in widths.items() if width % world_size]
+    kv = config.num_kv_heads
+    if kv % world_size and world_size % kv:
+        uneven.append(f"num_key_value_heads = {kv}")
+    if uneven:
+        raise ConfigError(
+            f"--tensor-parallel-size {world_size} does not divide {', '.join(uneven)}; choose another size"
+        )
+
+
+def _merge_ids(ids: tuple[int, ...], more: Any, file: Path) -> tuple[int, ...]:
+    """`ids`, then what `more` (null, an id or a list of ids) adds, each once and in order."""
+    added = [] if more is None else more if isinstance(more, list) else [more]
+    if not all(isinstance(i, int) for i in added):
+        raise ConfigError(f"{file}: eos_token_id is {more!r}, expected an id or a list of ids")
+    return tuple(dict.fromkeys((*ids, *added)))
