@@ -47,12 +47,17 @@ class RunDirectory:
         return f"ipc://{self.root}/plan-{rank}.sock"
 
 
-def open_socket(context: Any, kind: int, address: str, *, bind: bool) -> Any:
-    """A socket without high-water marks (nothing is dropped) that does not linger at close."""
+def open_socket(context: Any, kind: int, address: str, *, bind: bool, identity: bytes = b"") -> Any:
+    """A socket without high-water marks (nothing is dropped) that does not linger at close.
+
+    `identity` is how a ROUTER at the other end addresses this socket.
+    """
     socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
+    if identity:
+        socket.setsockopt(zmq.IDENTITY, identity)
     if bind:
         socket.bind(address)
     else:

@@ -38,6 +38,7 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     max_waiting: int = 1024  # requests waiting for the scheduler; more get 429
     reasoning_parser: str = ""
     max_body_bytes: int = 256 << 20
+    drain_timeout: float = 20.0  # seconds that open requests may take to finish after SIGTERM
 
     # media
     limit_mm_per_prompt: dict[str, int] = msgspec.field(default_factory=lambda: {"image": 100, "video": 100})
