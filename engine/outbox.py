@@ -1,0 +1,21 @@
+"""What the scheduler has to tell the world since it was last asked: outputs, beginnings and ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine.messages import RequestOutput
+from engine.sequence import Sequence
+
+Client = bytes
+
+
+@dataclass(slots=True)
+class Outbox:
+    outputs: dict[Client, list[RequestOutput]] = field(default_factory=dict)  # in order, per api process
+    started: list[Sequence] = field(default_factory=list)  # got their first token
+    finished: list[Sequence] = field(default_factory=list)  # whatever the reason
+    num_generated_tokens: int = 0
+
+    def put(self, client: Client, output: RequestOutput) -> None:
+        self.outputs.setdefault(client, []).append(output)

@@ -1,0 +1,338 @@
+"""Decides who computes how many tokens in each step, and what the sampled tokens mean.
+
+No clock, no socket, no tensor: time and results come in as arguments. The concerns are files of their
+own: blocks in kv_manager.py, the step's limits in budget.py, the queue in waiting.py, ends in stopping.py.
+Read `schedule` first, then `apply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from engine.admission import Limits, make_sequence
+from engine.budget import StepBudget
+from engine.config import ServerConfig
+from engine.errors import EngineError, RequestError
+from engine.kv_manager import KVManager
+from engine.messages import (
+    AddRequest,
+    Chunk,
+    NewSequence,
+    RequestOutput,
+    SampledToken,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+)
+from engine.outbox import Client, Outbox
+from engine.sequence import Sequence, Status
+from engine.stopping import FinishReason, finish_reason_after, finish_reason_before
+from engine.waiting import WaitingQueue
+
+
+@dataclass(slots=True)
+class StepDraft:
+    """A step being planned."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    added: list[NewSequence] = field(default_factory=list)
+    num_sampling: int = 0  # chunks that end with a sampled token
+    has_preempted: bool = False
+
+
+class Scheduler:
+    """All live sequences, from `add` to their last output.
+
+    `config` has max_model_len and max_num_batched_tokens settled (settle.py); one step is in flight at most.
+    """
+
+    def __init__(
+        self, config: ServerConfig, num_blocks: int, eos_token_ids: Iterable[int], vocab_size: int
+    ) -> None:
+        self.config = config
+        self.limits = Limits(
+            config.max_model_len, num_blocks * config.block_size, vocab_size, frozenset(eos_token_ids)
+        )
+        self.kv = KVManager(num_blocks, config.block_size)
+        self.waiting = WaitingQueue(config.max_waiting)
+        self.running: list[Sequence] = []  # in order of admission: the last gives way first
+        self.num_preemptions = 0
+        self._by_request: dict[str, Sequence] = {}  # everything live
+        self._by_seq_id: dict[int, Sequence] = {}  # everything the ranks know and we still want
+        self._dropped: list[int] = []  # the ranks still know them, the next plan says to forget
+        self._outbox = Outbox()
+        self._headroom = num_blocks // 100  # blocks left to the running when another is admitted
+        self._num_sequences = 0
+        self._num_steps = 0
+        self._has_finished = False  # someone in `running` is
+        self._samples_in_flight: int | None = None  # None: no step in flight
+
+    # ------------------------------------------------------------------ requests come and go
+
+    def add(self, client: Client, request: AddRequest, now: float) -> None:
+        """Queue a request. Whatever is wrong with it ends that request alone, with an output that says so."""
+        try:
+            self._queue(client, request, now)
+        except RequestError as error:
+            self._refuse(client, request, error.message, error.status)
+        except Exception as error:
+            self._refuse(client, request, f"the engine could not take this request: {error!r}", 500)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request now; unknown and finished ones are ignored."""
+        if sequence := self._by_request.get(request_id):
+            self._finish(sequence, "abort", RequestOutput(request_id, finish_reason="abort"))
+            self._forget_finished()
+
+    def abort_client(self, client: Client) -> None:
+        """An api process left: nobody will read the outputs of its requests."""
+        for sequence in [one for one in self._by_request.values() if one.client == client]:
+            self.abort(sequence.request_id)
+
+    def fail_all(self, message: str, status: int) -> None:
+        """End every request with an error, as the ranks are gone."""
+        for request_id, sequence in list(self._by_request.items()):
+            self._finish(sequence, "error", _error_output(request_id, message, status))
+        self._forget_finished()
+
+    # ------------------------------------------------------------------ a step
+
+    def schedule(self, now: float) -> StepPlan | None:
+        """Choose how many tokens each sequence computes in the next step; None when nothing is to do.
+
+        A sequence needs `num_tokens - num_computed_tokens` more. Prefill, a chunk of it and decode
+        differ only in how large that number is. Running sequences come first, then waiting ones.
+        """
+        draft, budget = StepDraft(), StepBudget.from_config(self.config, len(self.running))
+        self._continue_running(draft, budget)
+        if not draft.has_preempted:
+            self._admit_waiting(draft, budget, now)
+        if not draft.chunks and not self._dropped:
+            return None
+        return self._seal(draft)
+
+    def probe(self) -> StepPlan:
+        """A plan without work, to see whether every rank answers."""
+        return self._seal(StepDraft())
+
+    def apply(self, result: StepResult, now: float) -> None:
+        """Append the sampled tokens of the step in flight, end what has ended, free its blocks."""
+        if self._samples_in_flight is None or result.step != self._num_steps:
+            raise EngineError(f"the ranks answered step {result.step}, expected step {self._num_steps}")
+        if len(result.tokens) != self._samples_in_flight:
+            raise EngineError(
+                f"step {result.step} returned {len(result.tokens)} tokens, expected {self._samples_in_flight}"
+            )
+        self._samples_in_flight = None
+        for sampled in result.tokens:
+            # A sequence aborted during the step is not here any more; its token is nobody's.
+            if sequence := self._by_seq_id.get(sampled.seq_id):
+                self._append(sequence, sampled, now)
+        self._forget_finished()
+
+    def take_outbox(self) -> Outbox:
+        """Everything to publish since the last call."""
+        outbox, self._outbox = self._outbox, Outbox()
+        return outbox
+
+    # ------------------------------------------------------------------ how it stands
+
+    @property
+    def num_running(self) -> int:
+        return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting)
+
+    @property
+    def has_step_in_flight(self) -> bool:
+        return self._samples_in_flight is not None
+
+    def recount(self) -> None:
+        """Raise EngineError unless every block has exactly its owners and every list the right members."""
+        self.kv.recount(self.running, self.waiting)
+        listed = {sequence.request_id: sequence for sequence in (*self.running, *self.waiting)}
+        if listed != self._by_request:
+            raise EngineError("the live requests are not those running and waiting")
+        if {sequence.seq_id for sequence in self.running} != set(self._by_seq_id):
+            raise EngineError("the sequences the ranks know are not those running")
+        if any(not one.is_running for one in self.running) or any(not one.is_waiting for one in self.waiting):
+            raise EngineError("a sequence's status contradicts the list it is in")
+
+    # ------------------------------------------------------------------ planning
+
+    def _continue_running(self, draft: StepDraft, budget: StepBudget) -> None:
+        """Every running sequence computes at least one token, in order of admission."""
+        running, index = self.running, 0
+        while index < len(running):
+            sequence = running[index]
+            index += 1
+            computed = sequence.num_computed_tokens
+            if computed + 1 == len(sequence.token_ids) and computed < sequence.num_slots:
+                # The usual case, kept short: one token, room in the last block. The invariant
+                # len(running) <= budget, kept by the admission, leaves a token for everyone.
+                sequence.num_computed_tokens = computed + 1
+                budget.num_tokens -= 1
+                draft.chunks.append(sequence.decode_chunk)
+                draft.num_sampling += 1
+                continue
+            num_behind = len(running) - index
+            num_tokens = budget.chunk_of(sequence.num_uncomputed_tokens, kept_back=num_behind)
+            if self._make_room(sequence, computed + num_tokens, draft):
+                self._plan_chunk(sequence, num_tokens, draft, budget)
+
+    def _make_room(self, sequence: Sequence, num_tokens: int, draft: StepDraft) -> bool:
+        """Preempt from the end until `sequence` can have `num_tokens`; False if its own turn came."""
+        while self.kv.num_missing_blocks(sequence, num_tokens) > self.kv.pool.num_free:
+            victim = self.running[-1]
+            self._preempt(victim, draft)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence, draft: StepDraft) -> None:
+        """Take all blocks of the last admitted; its tokens stay and are computed again after readmission."""
+        assert sequence is self.running[-1]
+        self.running.pop()
+        self._take_from_ranks(sequence)
+        sequence.status = Status.WAITING
+        sequence.num_computed_tokens = 0
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.put_back(sequence)
+        draft.has_preempted = True
+
+    def _admit_waiting(self, draft: StepDraft, budget: StepBudget, now: float) -> None:
+        """Start waiting sequences while the step has tokens and the pool has blocks for whole prompts."""
+        if not len(self.waiting) or budget.num_admissions <= 0:
+            return
+        promised = self._num_promised_blocks() + (self._headroom if self.running else 0)
+        while budget.num_admissions > 0 and (sequence := self.waiting.first()):
+            num_tokens = budget.chunk_of(sequence.num_tokens)
+            missing = self.kv.num_missing_blocks(sequence, sequence.num_tokens)
+            if num_tokens == 0 or missing > self.kv.pool.num_free - promised:
+                return
+            self._admit(sequence, draft, now)
+            self._plan_chunk(sequence, num_tokens, draft, budget)
+            budget.num_admissions -= 1
+            promised += self.kv.num_missing_blocks(sequence, sequence.num_tokens)
+
+    def _num_promised_blocks(self) -> int:
+        """Blocks that running prompts will still ask for; promising them twice would only preempt later."""
+        kv = self.kv
+        return sum(
+            kv.num_missing_blocks(sequence, sequence.num_tokens)
+            for sequence in self.running
+            if sequence.num_computed_tokens < sequence.num_tokens
+        )
+
+    def _admit(self, sequence: Sequence, draft: StepDraft, now: float) -> None:
+        self.waiting.drop(sequence)
+        self.running.append(sequence)
+        self._by_seq_id[sequence.seq_id] = sequence
+        sequence.status = Status.RUNNING
+        sequence.first_scheduled = sequence.first_scheduled or now
+        draft.added.append(sequence.to_message())
+
+    def _plan_chunk(self, sequence: Sequence, num_tokens: int, draft: StepDraft, budget: StepBudget) -> None:
+        """The caller has made sure that the blocks are there."""
+        sequence.num_computed_tokens += num_tokens
+        new_block_ids = self.kv.try_extend(sequence, sequence.num_computed_tokens)
+        assert new_block_ids is not None
+        samples = sequence.num_computed_tokens == sequence.num_tokens
+        draft.chunks.append(Chunk(sequence.seq_id, num_tokens, new_block_ids, samples))
+        draft.num_sampling += samples
+        budget.num_tokens -= num_tokens
+
+    def _seal(self, draft: StepDraft) -> StepPlan:
+        assert not self.has_step_in_flight
+        self._num_steps += 1
+        self._samples_in_flight = draft.num_sampling
+        dropped, self._dropped = self._dropped, []
+        return StepPlan(self._num_steps, draft.chunks, draft.added, dropped)
+
+    # ------------------------------------------------------------------ beginnings and ends
+
+    def _queue(self, client: Client, request: AddRequest, now: float) -> None:
+        if request.request_id in self._by_request:
+            raise RequestError(f"request id {request.request_id!r} is already in use", status=500)
+        sequence = make_sequence(self._num_sequences, client, request, self.limits, now)
+        if not self.waiting.try_add(sequence):
+            raise RequestError(
+                f"{len(self.waiting)} requests are waiting already; try again later",
+                status=429,
+                code="queue_full",
+            )
+        self._num_sequences += 1
+        self._by_request[sequence.request_id] = sequence
+
+    def _refuse(self, client: Client, request: AddRequest, message: str, status: int) -> None:
+        self._outbox.put(client, _error_output(request.request_id, message, status))
+
+    def _append(self, sequence: Sequence, sampled: SampledToken, now: float) -> None:
+        """One sampled token becomes one output, the last one if it ends the sequence."""
+        token_id = sampled.token_id
+        is_first = sequence.first_token == 0.0
+        if is_first:
+            sequence.first_token = now
+            self._outbox.started.append(sequence)
+        sequence.last_token = now
+        self._outbox.num_generated_tokens += 1
+        reason = finish_reason_before(sequence, token_id)
+        if reason:
+            output = RequestOutput(sequence.request_id, finish_reason=reason, stop_token_id=token_id)
+        else:
+            sequence.token_ids.append(token_id)
+            reason = finish_reason_after(sequence)
+            logprobs = [sampled.logprobs] if sampled.logprobs else _NO_LOGPROBS
+            output = RequestOutput(sequence.request_id, [token_id], logprobs, reason)
+        if is_first:
+            output = _with_admission(output, sequence)
+        if reason:
+            self._finish(sequence, reason, output)
+        else:
+            self._outbox.put(sequence.client, output)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, last_output: RequestOutput) -> None:
+        """End a live sequence; the caller calls `_forget_finished` when it is done ending."""
+        if sequence.is_waiting:
+            self.waiting.drop(sequence)
+        else:
+            self._take_from_ranks(sequence)
+        sequence.status = Status.FINISHED
+        sequence.finish_reason = reason
+        del self._by_request[sequence.request_id]
+        self._outbox.put(sequence.client, last_output)
+        self._outbox.finished.append(sequence)
+        self._has_finished = True
+
+    def _take_from_ranks(self, sequence: Sequence) -> None:
+        """A step in flight may still write into the blocks: harmless, as later steps come after it."""
+        self.kv.release(sequence)
+        del self._by_seq_id[sequence.seq_id]
+        self._dropped.append(sequence.seq_id)
+
+    def _forget_finished(self) -> None:
+        if self._has_finished:
+            self.running = [sequence for sequence in self.running if sequence.is_running]
+            self._has_finished = False
+
+
+_NO_LOGPROBS: list[TokenLogprobs] = []
+
+
+def _with_admission(output: RequestOutput, sequence: Sequence) -> RequestOutput:
+    """The first output also tells how the request got in."""
+    return msgspec.structs.replace(
+        output,
+        num_cached_tokens=sequence.num_cached_tokens,
+        queue_seconds=sequence.first_scheduled - sequence.arrival,
+    )
+
+
+def _error_output(request_id: str, message: str, status: int) -> RequestOutput:
+    return RequestOutput(request_id, finish_reason="error", error=message, error_status=status)

@@ -1,0 +1,90 @@
+"""One request as the engine knows it while it lives: its tokens, its blocks, where it stands.
+
+All state of a request is here, so the ranks can be given it again from nothing (preemption, a restarted
+worker). What to do with sequences is scheduler.py's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from engine.messages import Chunk, MediaItem, NewSequence, SamplingParams
+
+
+class Status(IntEnum):
+    WAITING = 0  # holds no blocks; new, or preempted
+    RUNNING = 1
+    FINISHED = 2
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens chasing each other: `num_computed_tokens` have KV, `num_tokens` exist.
+
+    # [0, computed)        KV is in `block_ids`, or will be when the step in flight ends
+    # [computed, total)    to compute; one token while decoding
+    """
+
+    seq_id: int  # the ranks' name for it; never reused
+    request_id: str
+    client: bytes  # identity of the api process that gets the outputs
+    token_ids: list[int]  # the prompt, then the output
+    num_prompt_tokens: int
+    max_num_tokens: int  # prompt and output at most; reaching it finishes with "length"
+    stop_token_ids: frozenset[int]  # the model's end tokens, unless ignored, and the request's own
+    sampling: SamplingParams
+    media: list[MediaItem] = field(default_factory=list)
+    priority: int = 0
+    arrival: float = 0.0  # monotonic seconds, as every time here
+    tenant: str = ""
+
+    status: Status = Status.WAITING
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0  # of them, found in the prefix cache when first admitted
+    block_ids: list[int] = field(default_factory=list)
+    num_slots: int = 0  # len(block_ids) * block_size: tokens that fit without a new block
+    num_preemptions: int = 0
+    finish_reason: str = ""
+    first_scheduled: float = 0.0  # 0.0: not yet
+    first_token: float = 0.0
+    last_token: float = 0.0
+    decode_chunk: Chunk = field(init=False)  # the usual chunk of a decoding sequence never changes: made once
+
+    def __post_init__(self) -> None:
+        self.decode_chunk = Chunk(self.seq_id, 1, [], True)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.status is Status.WAITING
+
+    @property
+    def is_running(self) -> bool:
+        return self.status is Status.RUNNING
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is Status.FINISHED
+
+    def to_message(self) -> NewSequence:
+        """Everything a rank needs to know it from scratch."""
+        return NewSequence(
+            seq_id=self.seq_id,
+            token_ids=self.token_ids,
+            num_prompt_tokens=self.num_prompt_tokens,
+            sampling=self.sampling,
+            media=self.media,
+            num_computed_tokens=self.num_computed_tokens,
+        )

@@ -1,0 +1,89 @@
+"""A stand-in for the ranks: it keeps the mirror that a real rank keeps, and complains about a wrong plan.
+
+`RankMirror` answers plans in the same process; `fake_rank.py` wraps it into a process that speaks the real
+sockets. Its tokens depend on the sequence's own tokens alone, so any schedule must give equal outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine.messages import Chunk, SampledToken, StepPlan, StepResult
+
+_MASK = (1 << 61) - 1
+
+
+@dataclass
+class MirrorSequence:
+    tokens: list[int]
+    computed: int
+    blocks: list[int] = field(default_factory=list)
+    digest: int = 0
+
+    def __post_init__(self) -> None:
+        for token in self.tokens:
+            self.digest = (self.digest * 1000003 + token + 1) & _MASK
+
+    def append(self, token: int) -> None:
+        self.tokens.append(token)
+        self.digest = (self.digest * 1000003 + token + 1) & _MASK
+
+
+class RankMirror:
+    """Runs plans without computing anything; every slot remembers which token was written to it."""
+
+    def __init__(self, num_blocks: int, block_size: int, vocab_size: int, check_slots: bool = True) -> None:
+        self.num_blocks, self.block_size, self.vocab_size = num_blocks, block_size, vocab_size
+        self.sequences: dict[int, MirrorSequence] = {}
+        self.slots: dict[int, int] = {}  # slot -> token id written there
+        self.check_slots = check_slots
+        self.step = 0
+
+    def run(self, plan: StepPlan) -> StepResult:
+        assert plan.step == self.step + 1, f"plan {plan.step} follows {self.step}"
+        self.step = plan.step
+        for seq_id in plan.dropped:
+            del self.sequences[seq_id]
+        for new in plan.added:
+            assert new.seq_id not in self.sequences, f"sequence {new.seq_id} added twice"
+            self.sequences[new.seq_id] = MirrorSequence(list(new.token_ids), new.num_computed_tokens)
+        self._check_no_block_is_shared(plan)
+        tokens = [self._compute(chunk) for chunk in plan.chunks]
+        return StepResult(plan.step, [token for token in tokens if token])
+
+    def next_token(self, sequence: MirrorSequence) -> int:
+        return sequence.digest % self.vocab_size
+
+    def _check_no_block_is_shared(self, plan: StepPlan) -> None:
+        for chunk in plan.chunks:
+            self.sequences[chunk.seq_id].blocks += chunk.new_block_ids
+        if self.check_slots:
+            blocks = [block for sequence in self.sequences.values() for block in sequence.blocks]
+            assert len(set(blocks)) == len(blocks), "two sequences hold the same block"
+            assert all(0 <= block < self.num_blocks for block in blocks)
+
+    def _compute(self, chunk: Chunk) -> SampledToken | None:
+        sequence = self.sequences[chunk.seq_id]
+        assert chunk.num_tokens >= 1, f"sequence {chunk.seq_id} has an empty chunk"
+        end = sequence.computed + chunk.num_tokens
+        assert end <= len(sequence.tokens), f"chunk of {chunk} ends beyond {len(sequence.tokens)} tokens"
+        assert end <= len(sequence.blocks) * self.block_size, f"no block for the end of {chunk}"
+        if self.check_slots:
+            self._write_and_check(sequence, end)
+        sequence.computed = end
+        assert chunk.samples == (end == len(sequence.tokens))
+        if not chunk.samples:
+            return None
+        token = self.next_token(sequence)
+        sequence.append(token)
+        return SampledToken(chunk.seq_id, token)
+
+    def _write_and_check(self, sequence: MirrorSequence, end: int) -> None:
+        slots = [block * self.block_size + i for block in sequence.blocks for i in range(self.block_size)]
+        for position in range(sequence.computed, end):
+            self.slots[slots[position]] = sequence.tokens[position]
+        for position in range(end):
+            assert self.slots.get(slots[position]) == sequence.tokens[position], (
+                f"position {position} was overwritten: holds {self.slots.get(slots[position])}, "
+                f"expected {sequence.tokens[position]}"
+            )
