@@ -43,7 +43,7 @@ def make_sequence(seq_id: int, client: Client, request: AddRequest, limits: Limi
         seq_id=seq_id,
         request_id=request.request_id,
         client=client,
-        token_ids=request.prompt_token_ids,
+        token_ids=list(request.prompt_token_ids),  # it grows, the message must not
         num_prompt_tokens=num_prompt_tokens,
         max_num_tokens=max_num_tokens,
         stop_token_ids=stop_token_ids(request.sampling, limits.eos_token_ids),

@@ -1,4 +1,4 @@
-"""Random histories: arrivals, aborts, starvation, preemption; the books are right and outputs do not depend on company."""
+"""Random histories of arrivals, aborts and starvation: the books are right, outputs ignore the company."""
 
 from __future__ import annotations
 
