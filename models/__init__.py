@@ -1,0 +1,1 @@
+"""Known configurations and the writer of tiny checkpoints; README.md has the list."""
