@@ -65,6 +65,10 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     rank_timeout: float = 10.0  # a rank silent for longer is treated as dead
     seed: int = 0
 
+    # where a hub id comes from; used before the children start
+    revision: str = ""  # branch, tag or commit; the hub's default if empty
+    offline: bool = False  # never touch the network
+
     # filled by the supervisor, not by flags
     run_directory: str = ""
 
