@@ -1,0 +1,48 @@
+// boundary/linear.cc   Exported: linear, cast, set_num_threads.
+
+#include "../include/linear.h"
+
+#include "../common/checks.h"
+#include "../common/thread_pool.h"
+
+namespace octet {
+namespace {
+
+void linear(TensorView x, int64_t kind, TensorView data, Optional<TensorView> scales, int64_t group,
+            TensorView out, Optional<TensorView> bias, int64_t activation) {
+  Checks check("linear");
+  Dim M("M"), N("N"), K("K");
+  check(x, "x", {&M, &K}, kActivation);
+  const WeightView weight = check_weight(check, "weight", kind, data, scales, group, nullptr, N, K);
+  check(out, "out", {&M, &N}, kActivation);
+  if (bias.has_value()) check(*bias, "bias", {&N}, kActivation);
+  check.done(cpu::linear(dtype_of(x), data_of(x), weight, bias.has_value() ? dtype_of(*bias) : DType::float32,
+                         bias.has_value() ? data_of(*bias) : nullptr, Activation(activation), dtype_of(out),
+                         data_of(out), M));
+}
+
+void cast(TensorView x, TensorView out) {
+  Checks check("cast");
+  check.require(x.ndim() == out.ndim() && x.numel() == out.numel(), "x and out must have one shape");
+  Dim size("size");
+  for (int32_t i = 0; i < x.ndim(); ++i) {
+    check.require(x.size(i) == out.size(i), "x and out must have one shape");
+  }
+  check.flat(x, "x", size, kActivation);
+  check.flat(out, "out", size, kActivation);
+  check.done(cpu::cast(dtype_of(x), data_of(x), dtype_of(out), data_of(out), size));
+}
+
+void set_threads(int64_t num_threads) {
+  Checks check("set_num_threads");
+  check.require(num_threads >= 1 && num_threads <= 1024,
+                "the number of threads must be 1 to 1024, got " + std::to_string(num_threads));
+  set_num_threads(int(num_threads));
+}
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, linear);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(cast, cast);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_num_threads, set_threads);
+
+}  // namespace
+}  // namespace octet

@@ -1,0 +1,149 @@
+// common/thread_pool.cc   Threads that sleep on a condition variable between calls.
+//
+// A waiting thread looks at the counter a short while before it sleeps: consecutive ops of a layer come
+// microseconds apart, and a wake-up costs several. The look is short because ranks share cores.
+
+#include "thread_pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace octet {
+namespace {
+
+constexpr int kSpins = 2000;  // about 20 us of looking before sleep
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+class Pool {
+ public:
+  ~Pool() { stop(); }
+
+  int size() const { return size_.load(std::memory_order_relaxed); }
+
+  void resize(int num_threads) {
+    std::lock_guard<std::mutex> one_caller(caller_);
+    if (num_threads == size()) return;
+    stop();
+    size_ = num_threads;
+    for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this] { work(); });
+  }
+
+  // A second caller (another Python thread) does not queue behind the first: it works inline.
+  void run(int64_t num_tasks, TaskBody body, void* context) {
+    std::unique_lock<std::mutex> one_caller(caller_, std::try_to_lock);
+    if (!one_caller.owns_lock()) {
+      for (int64_t task = 0; task < num_tasks; ++task) body(context, task);
+      return;
+    }
+    open_round(num_tasks, body, context);
+    take_tasks();
+    close_round();
+  }
+
+ private:
+  void open_round(int64_t num_tasks, TaskBody body, void* context) {
+    body_ = body;
+    context_ = context;
+    num_tasks_ = num_tasks;
+    next_task_ = 0;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      is_open_ = true;
+      round_.fetch_add(1, std::memory_order_release);
+    }
+    start_.notify_all();
+  }
+
+  // A thread that has not joined by now stays out: with the counter used up there is nothing left for it.
+  void close_round() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    is_open_ = false;
+    done_.wait(lock, [this] { return num_inside_ == 0; });
+  }
+
+  void take_tasks() {
+    for (;;) {
+      const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
+      if (task >= num_tasks_) return;
+      body_(context_, task);
+    }
+  }
+
+  void work() {
+    uint64_t seen = 0;
+    while (wait_for_round(seen)) {
+      take_tasks();
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (--num_inside_ == 0) done_.notify_one();
+    }
+  }
+
+  // True when this thread has joined a round it has not seen; false when the pool stops.
+  bool wait_for_round(uint64_t& seen) {
+    for (;;) {
+      for (int i = 0; i < kSpins && round_.load(std::memory_order_acquire) == seen; ++i) relax();
+      std::unique_lock<std::mutex> lock(mutex_);
+      start_.wait(lock, [&] { return stops_ || round_.load(std::memory_order_relaxed) != seen; });
+      if (stops_) return false;
+      seen = round_.load(std::memory_order_relaxed);
+      if (!is_open_) continue;
+      ++num_inside_;
+      return true;
+    }
+  }
+
+  void stop() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stops_ = true;
+    }
+    start_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+    stops_ = false;
+    size_ = 1;
+  }
+
+  std::atomic<int> size_{1};
+  std::vector<std::thread> threads_;
+  std::mutex caller_;  // held by the one caller whose tasks run
+
+  std::mutex mutex_;  // guards the four fields below
+  std::condition_variable start_, done_;
+  bool is_open_ = false;
+  bool stops_ = false;
+  int num_inside_ = 0;
+  std::atomic<uint64_t> round_{0};
+
+  TaskBody body_ = nullptr;
+  void* context_ = nullptr;
+  int64_t num_tasks_ = 0;
+  std::atomic<int64_t> next_task_{0};
+};
+
+Pool& pool() {
+  static Pool* const instance = new Pool;  // never destroyed: its threads may outlive static destructors
+  return *instance;
+}
+
+}  // namespace
+
+void set_num_threads(int num_threads) {
+  pool().resize(num_threads < 1 ? 1 : num_threads);
+}
+int num_threads() {
+  return pool().size();
+}
+void run_tasks(int64_t num_tasks, TaskBody body, void* context) {
+  pool().run(num_tasks, body, context);
+}
+
+}  // namespace octet

@@ -1,0 +1,32 @@
+"""The compiled library, loaded at the first call of any op.
+
+Importing cuda_ops costs nothing: `library.rms_norm` finds, and if need be builds, the shared library when
+it is first looked up. build.py decides which library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+
+class Library:
+    """Attributes are the exported functions of csrc/boundary."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(_module(), name)
+        setattr(self, name, function)  # the next look-up does not come here
+        return function  # type: ignore[no-any-return]
+
+
+@cache
+def _module() -> Any:
+    import tvm_ffi
+
+    from cuda_ops import build
+
+    return tvm_ffi.load_module(str(build.library_path()))
+
+
+library = Library()

@@ -1,0 +1,31 @@
+"""Matrix products with every weight format, and conversion between activation types."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cuda_ops.library import library
+from cuda_ops.tensor import Tensor
+from cuda_ops.weight import Weight
+
+Activation = Literal["none", "gelu", "quick_gelu"]
+
+_ACTIVATION_INDEX = {"none": 0, "gelu": 1, "quick_gelu": 2}
+
+
+def linear(
+    x: Tensor, weight: Weight, out: Tensor, bias: Tensor | None = None, activation: Activation = "none"
+) -> None:
+    """Write activation(x @ W^T + bias) into out.
+
+    x [M, K] fp32|bf16 · weight [N, K] · out [M, N] fp32|bf16, any mixture · bias [N] fp32|bf16
+    gelu is the exact (erf) one, quick_gelu is x * sigmoid(1.702 x). fp32 sums, one rounding at the end; the
+    bits of a row depend on its x, K and the instruction set alone. A quantised weight gives the same bits as
+    its dequantised fp32 matrix, for fp32 x and bf16 x alike.
+    """
+    library.linear(x, *weight.arguments, out, bias, _ACTIVATION_INDEX[activation])
+
+
+def cast(x: Tensor, out: Tensor) -> None:
+    """Copy x into out of the same shape, converting fp32 <-> bf16 (to nearest, ties to even)."""
+    library.cast(x, out)
