@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -79,10 +80,10 @@ def _read_part(part: Any, path: str, media: list[MediaPart]) -> dict[str, str]:
         _check_string(part.get(kind), f"{path}.{kind}", required=True)
         return {"type": "text", "text": part[kind]}
     if kind == "image_url":
-        media.append(_media_part("image", part[kind] if kind in part else None, f"{path}.{kind}"))
+        media.append(_media_part("image", part.get(kind), f"{path}.{kind}"))
         return {"type": kind}
     if kind == "video_url":
-        media.append(_media_part("video", part[kind] if kind in part else None, f"{path}.{kind}"))
+        media.append(_media_part("video", part.get(kind), f"{path}.{kind}"))
         return {"type": kind}
     raise RequestError("A part must be of type text, image_url or video_url.", param=f"{path}.type")
 
@@ -108,10 +109,9 @@ def _read_tool_call(call: Any, path: str) -> dict[str, Any]:
         raise RequestError("A tool call needs a function with a name.", param=f"{path}.function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        try:
+        # What is no JSON stays as it is: the model wrote it so, and its history may show it.
+        with suppress(ValueError, RecursionError):
             arguments = json.loads(arguments) if arguments else {}
-        except (ValueError, RecursionError):
-            pass  # the model wrote it so; its history may show it
     function = {"name": function["name"], "arguments": {} if arguments is None else arguments}
     return {"type": "function", "function": function}
 

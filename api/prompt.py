@@ -7,8 +7,6 @@ Fetching and decoding is in media/, the text of templates in template.py and tem
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -81,6 +79,7 @@ class PromptBuilder:
         self._template = template
         self._media = media
         self.max_model_len = config.max_model_len or model.max_position_embeddings
+        self._think_ids = (tokenizer.token_id(_THINK), tokenizer.token_id(_THINK_END))
         self._guarded = {*tokenizer.markers, *_MARKS, *STRUCTURE_MARKERS}
         self._scanner = MarkerScanner({*tokenizer.markers, *_MARKS})
 
@@ -95,7 +94,7 @@ class PromptBuilder:
 
         template_kwargs  values for the template, such as enable_thinking; undefined means off in the
                          built-in template, as in the published ones
-        options          the request's mm_processor_kwargs
+        options          other fields of the request that matter here: mm_processor_kwargs
         Raises RequestError; no file is left behind then, nor when the caller is cancelled.
         """
         if not messages:
@@ -115,12 +114,21 @@ class PromptBuilder:
         _assemble(prompt, segments, texts, loaded, self._model.image_patch_id)
         return self._within_context(prompt, "messages")
 
-    async def build_text(self, prompt: str | list[int], param: str = "prompt") -> Prompt:
-        """A raw prompt: text without any template, or token ids without media."""
+    def build_text(self, prompt: str | list[int], param: str = "prompt") -> Prompt:
+        """A raw prompt: text without any template, or token ids without media.
+
+        May run in any thread; for long texts it should, since encoding takes half a second per megabyte.
+        """
         if isinstance(prompt, str):
-            (token_ids,) = await self._encode_all([prompt], param)
-            return self._within_context(Prompt(token_ids), param)
-        return await self.build_tokens(prompt, param=param)
+            self._check_characters(len(prompt), param)
+            return self._within_context(Prompt(self._encode([prompt], param)[0]), param)
+        self._check_ids(prompt, param)
+        if self._model.image_patch_id in prompt and self._model.family == "vl":
+            raise RequestError(
+                "The token ids have placeholders, but there is no image or video.", param=param
+            )
+        thinking_open = _is_open(prompt, *self._think_ids)
+        return self._within_context(Prompt(list(prompt), thinking_open=thinking_open), param)
 
     async def build_tokens(
         self,
@@ -143,8 +151,9 @@ class PromptBuilder:
         num_placeholders = sum(length for _, length in runs)
         loaded, seconds = await self._load_all(parts, options, len(token_ids) - num_placeholders)
         media = [_item(item, offset) for item, (offset, _) in zip(loaded, runs, strict=True)]
-        think = (self._tokenizer.token_id(_THINK), self._tokenizer.token_id(_THINK_END))
-        prompt = Prompt(list(token_ids), media, seconds, _is_open(token_ids, *think), self._media.folder)
+        prompt = Prompt(
+            list(token_ids), media, seconds, _is_open(token_ids, *self._think_ids), self._media.folder
+        )
         try:
             self._check_runs(prompt, runs, param)
         except RequestError:
@@ -190,27 +199,33 @@ class PromptBuilder:
         expected = [part.kind for part in media]
         if len(kinds) != len(expected) or any(a and a != b for a, b in zip(kinds, expected, strict=True)):
             raise RequestError(
-                f"The chat template of this model placed {len(kinds)} of the {len(expected)} images and videos; "
-                "it is not made for such messages.",
+                f"The chat template of this model placed {len(kinds)} of the {len(expected)} images and "
+                "videos; it is not made for such messages.",
                 param="messages",
             )
         return segments
 
     async def _encode_all(self, texts: list[str], param: str) -> list[list[int]]:
         num_characters = sum(map(len, texts))
-        if num_characters > self._max_characters:
-            raise RequestError(
-                f"The prompt has {num_characters} characters, more than the context of {self.max_model_len} "
-                "tokens can hold; shorten it.",
-                param=param,
-                code="context_length_exceeded",
-            )
+        self._check_characters(num_characters, param)
+        if num_characters > _ENCODE_IN_PLACE:
+            return await asyncio.to_thread(self._encode, texts, param)
+        return self._encode(texts, param)
+
+    def _encode(self, texts: list[str], param: str) -> list[list[int]]:
         try:
-            if num_characters > _ENCODE_IN_PLACE:
-                return await asyncio.to_thread(lambda: [self._tokenizer.encode(text) for text in texts])
             return [self._tokenizer.encode(text) for text in texts]
         except RequestError as error:
             raise RequestError(error.message, param=param) from None
+
+    def _check_characters(self, num_characters: int, param: str) -> None:
+        if num_characters > self._max_characters:
+            raise RequestError(
+                f"The prompt has {num_characters} characters, more than the context of {self.max_model_len} "
+                "tokens can hold. Shorten the prompt.",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     @property
     def _max_characters(self) -> int:
@@ -250,10 +265,11 @@ class PromptBuilder:
         if not parts:
             return [], 0.0
         started = time.monotonic()
+        wishes = (options or {}).get("mm_processor_kwargs")
         room = self.max_model_len - 1 - num_text_tokens
         loads = _Loads(self._media, room)
         try:
-            loaded = await loads.run(parts, options)
+            loaded = await loads.run(parts, wishes)
         except BaseException:
             await loads.undo()
             raise
@@ -275,8 +291,8 @@ class PromptBuilder:
             before = starts.get(prompt.token_ids[offset - 1], item.kind) if offset else item.kind
             if length != item.num_tokens or before != item.kind:
                 raise RequestError(
-                    f"The {length} placeholders of {'an' if before == 'image' else 'a'} {before} at index {offset} "
-                    f"do not fit the {item.kind} of the messages, which needs {item.num_tokens}.",
+                    f"The run of {length} {before} placeholders at index {offset} does not fit the {item.kind} "
+                    f"of the messages, which needs {item.num_tokens}.",
                     param=f"{param}[{offset}]",
                 )
 
@@ -289,8 +305,8 @@ class _Loads:
         self._room = room  # tokens left in the context
         self._tasks: list[asyncio.Task[LoadedMedia]] = []
 
-    async def run(self, parts: list[MediaPart], options: dict[str, Any] | None) -> list[LoadedMedia]:
-        self._tasks = [asyncio.create_task(self._load(part, options)) for part in parts]
+    async def run(self, parts: list[MediaPart], wishes: dict[str, Any] | None) -> list[LoadedMedia]:
+        self._tasks = [asyncio.create_task(self._load(part, wishes)) for part in parts]
         return list(await asyncio.gather(*self._tasks))
 
     async def undo(self) -> None:
@@ -300,8 +316,8 @@ class _Loads:
             if isinstance(result, LoadedMedia):
                 self._loader.drop(result.file)
 
-    async def _load(self, part: MediaPart, options: dict[str, Any] | None) -> LoadedMedia:
-        loaded = await self._loader.load(part, options, max_tokens=max(0, self._room))
+    async def _load(self, part: MediaPart, wishes: dict[str, Any] | None) -> LoadedMedia:
+        loaded = await self._loader.load(part, wishes, max_tokens=max(0, self._room))
         self._room -= loaded.num_tokens
         if self._room < 0:
             self._loader.drop(loaded.file)
@@ -312,17 +328,6 @@ class _Loads:
                 code="context_length_exceeded",
             )
         return loaded
-
-
-def share_prompt(prompt: Prompt) -> Prompt:
-    """The same prompt for one more sequence: its media files get second names, without a copy."""
-    media = []
-    for item in prompt.media:
-        assert prompt.media_folder is not None
-        name = f"{secrets.token_hex(16)}.patches"
-        os.link(prompt.media_folder / item.file, prompt.media_folder / name)
-        media.append(MediaItem(item.kind, item.content_hash, item.grid, item.offset, item.num_tokens, name))
-    return Prompt(prompt.token_ids, media, prompt.media_seconds, prompt.thinking_open, prompt.media_folder)
 
 
 def _assemble(
