@@ -1,0 +1,69 @@
+"""POST /v1/chat/completions"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from api.generation import Generation
+from api.params import fit_to_context, read_num_choices, read_sampling, read_thinking
+from api.prompt import Prompt
+from api.render import ChatRenderer
+from api.routes.common import answer, make_work, read_chunk_usage, read_request, read_stop_rule
+from api.schema import BodyDecoder, ChatRequest
+from api.services import SERVICES, Services
+from engine.errors import RequestError
+
+_decoder = BodyDecoder(ChatRequest)
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    services = request.app[SERVICES]
+    arrival = time.monotonic()
+    with services.admission.slot():
+        chat: ChatRequest = await read_request(request, _decoder, services)
+        generation = await _prepare(request, services, chat, arrival)
+        renderer = ChatRenderer(
+            generation,
+            services.tokenizer,
+            usage=read_chunk_usage(chat),
+            logprobs=bool(chat.logprobs),
+            token_ids=bool(chat.return_token_ids),
+        )
+        return await answer(request, services, generation, renderer, chat.stream)
+
+
+async def _prepare(request: web.Request, services: Services, chat: ChatRequest, arrival: float) -> Generation:
+    """Check everything that can be checked before the prompt is built; then build it."""
+    sampling = read_sampling(chat, services.defaults, services.vocab_size)
+    n, stop_rule = read_num_choices(chat), read_stop_rule(chat, sampling)
+    prompt = await _build_prompt(services, chat)
+    request["prompts"] = [prompt]
+    param = "messages" if chat.prompt_token_ids is None else "prompt_token_ids"
+    try:
+        sampling = fit_to_context(sampling, len(prompt.token_ids), services.max_model_len, param)
+    except RequestError:
+        prompt.release()
+        raise
+    parts = [services.reasoning.parts(thinking_open=prompt.thinking_open) for _ in range(n)]
+    work = make_work(prompt, sampling, stop_rule, parts)
+    return Generation("chatcmpl", services.model_name, [work], arrival)
+
+
+async def _build_prompt(services: Services, chat: ChatRequest) -> Prompt:
+    options = {"mm_processor_kwargs": chat.mm_processor_kwargs}
+    if chat.prompt_token_ids is not None:
+        return await services.prompts.build_tokens(chat.prompt_token_ids, chat.messages, options)
+    tools = chat.tools if chat.tool_choice != "none" else None
+    return await services.prompts.build_chat(chat.messages, tools, _template_kwargs(chat), options)
+
+
+def _template_kwargs(chat: ChatRequest) -> dict[str, Any]:
+    """The client's template variables, with the one spelling of enable_thinking that templates read."""
+    kwargs = dict(chat.chat_template_kwargs or {})
+    thinking = read_thinking(chat)
+    if thinking is not None:
+        kwargs["enable_thinking"] = thinking
+    return kwargs
