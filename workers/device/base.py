@@ -75,6 +75,12 @@ class Device(Protocol):
         even. No other conversion happens: a dtype that differs from the array's raises TypeError.
         """
 
+    def write(self, tensor: Tensor, array: np.ndarray) -> None:
+        """Overwrite `tensor`, contiguous and of the array's shape, in place; converts as `upload` does.
+
+        The loader fills one expert of a stack with it: `tensor` may be a slice of something larger.
+        """
+
     def download(self, tensor: Tensor) -> np.ndarray:
         """A copy on the host; bf16 comes back as fp32, which holds every bf16 value exactly."""
 
@@ -83,6 +89,9 @@ class Device(Protocol):
 
     def free_memory(self) -> int:
         """Bytes that can still be allocated: host memory for the CPU, device memory for a GPU."""
+
+    def total_memory(self) -> int:
+        """Bytes this device has in all, or the container's limit where that is lower."""
 
     # arithmetic that is not an op of ours ---------------------------------------------------------------
 

@@ -1,0 +1,109 @@
+"""The mirror of live sequences and the index arrays made from it."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from engine.errors import EngineError
+from engine.messages import Chunk, NewSequence, SamplingParams, StepPlan
+from tests.conftest import Rand
+from workers.batch import HostBatch, build_batch
+from workers.sequences import IntList, Sequences
+
+GREEDY = SamplingParams(max_tokens=10, temperature=0.0)
+
+
+def make_new(seq_id: int, token_ids: list[int], num_computed_tokens: int = 0) -> NewSequence:
+    return NewSequence(seq_id, token_ids, len(token_ids), GREEDY, [], num_computed_tokens)
+
+
+def batch_of(sequences: Sequences, plan: StepPlan, block_size: int = 4) -> HostBatch:
+    sequences.apply(plan)
+    batch = build_batch(plan.chunks, sequences, block_size, image_patch_id=90, num_pools=2)
+    for chunk in plan.chunks:
+        sequences.finish_chunk(chunk)
+    return batch
+
+
+def test_chunks_of_two_sequences_lie_one_after_the_other():
+    added = [make_new(7, [10, 11, 12, 13, 14, 15]), make_new(8, [20, 95])]
+    plan = StepPlan(0, [Chunk(7, 5, [3, 1], False), Chunk(8, 2, [6], True)], added)
+    batch = batch_of(Sequences(), plan)
+    assert batch.token_ids.tolist() == [10, 11, 12, 13, 14, 20, 95]
+    assert batch.positions[0].tolist() == [0, 1, 2, 3, 4, 0, 1]
+    assert batch.slots.tolist() == [12, 13, 14, 15, 4, 24, 25]
+    assert batch.token_types.tolist() == [0, 0, 0, 0, 0, 0, 1]
+    assert batch.block_tables.tolist() == [[3, 1], [6, 0]]
+    assert batch.query_starts.tolist() == [0, 5, 7]
+    assert batch.kv_lens.tolist() == [5, 2]
+    assert batch.sample_rows.tolist() == [6]
+
+
+def test_second_chunk_continues_where_the_first_ended():
+    sequences = Sequences()
+    batch_of(sequences, StepPlan(0, [Chunk(1, 3, [5], False)], [make_new(1, [10, 11, 12, 13, 14])]))
+    batch = batch_of(sequences, StepPlan(1, [Chunk(1, 2, [2], True)]))
+    assert batch.token_ids.tolist() == [13, 14]
+    assert batch.slots.tolist() == [23, 8]
+    assert batch.kv_lens.tolist() == [5]
+
+
+def test_cached_prefix_is_not_computed_again():
+    plan = StepPlan(0, [Chunk(1, 1, [9, 4], True)], [make_new(1, [10, 11, 12, 13, 14], 4)])
+    batch = batch_of(Sequences(), plan)
+    assert (batch.token_ids.tolist(), batch.slots.tolist()) == ([14], [16])
+
+
+def test_sequence_dropped_and_added_in_one_plan_starts_afresh():
+    sequences = Sequences()
+    batch_of(sequences, StepPlan(0, [Chunk(1, 2, [5], True)], [make_new(1, [10, 11])]))
+    plan = StepPlan(1, [Chunk(1, 3, [8], True)], [make_new(1, [10, 11, 12])], dropped=[1])
+    batch = batch_of(sequences, plan)
+    assert batch.slots.tolist() == [32, 33, 34]
+    assert len(sequences) == 1
+
+
+def test_dropping_a_sequence_that_never_came_changes_nothing():
+    sequences = Sequences()
+    sequences.apply(StepPlan(0, dropped=[3]))
+    assert len(sequences) == 0
+
+
+def test_unknown_sequence_is_named():
+    with pytest.raises(EngineError, match="sequence 5, which was never added"):
+        Sequences().apply(StepPlan(0, [Chunk(5, 1, [0], True)]))
+
+
+@pytest.mark.parametrize(("count", "blocks"), [(0, [1]), (5, [1, 2]), (4, [])])
+def test_chunk_without_tokens_or_blocks_is_refused_before_it_can_write(count: int, blocks: list[int]):
+    plan = StepPlan(0, [Chunk(1, count, blocks, True)], [make_new(1, [1, 2, 3, 4])])
+    with pytest.raises(EngineError, match="of sequence 1"):
+        batch_of(Sequences(), plan)
+
+
+def test_growing_list_keeps_its_values(rand: Rand):
+    values = rand.numpy.integers(0, 1000, 300).tolist()
+    grown = IntList(values[:3])
+    for value in values[3:100]:
+        grown.append(value)
+    grown.extend(values[100:])
+    assert grown.view().tolist() == values
+
+
+def test_batch_of_8k_prefill_tokens_beside_255_decodes_takes_milliseconds():
+    sequences = Sequences()
+    added = [make_new(i, list(range(64)), 63) for i in range(255)] + [make_new(255, list(range(8192)))]
+    chunks = [Chunk(i, 1, [i], True) for i in range(255)] + [Chunk(255, 8192, list(range(255, 383)), True)]
+    sequences.apply(StepPlan(0, chunks, added))
+    best = min(_seconds_to_build(chunks, sequences) for _ in range(5))
+    assert best < 0.01, f"{best * 1e3:.2f} ms"
+
+
+def _seconds_to_build(chunks: list[Chunk], sequences: Sequences) -> float:
+    began = time.perf_counter()
+    batch = build_batch(chunks, sequences, 64, image_patch_id=10**6, num_pools=2)
+    assert len(np.unique(batch.slots)) == 8192 + 255
+    return time.perf_counter() - began
