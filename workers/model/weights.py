@@ -9,10 +9,12 @@ dtype (fp32 or bf16).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
 
-from workers.device.base import Tensor
+from workers.device.base import BYTES_PER_ELEMENT, Tensor
 
 if TYPE_CHECKING:
     from cuda_ops import Weight
@@ -105,3 +107,20 @@ class ModelWeights:
     decoder: DecoderWeights
     vision: VisionWeights | None = None  # None for text models
     resampler: ResamplerWeights | None = None
+
+
+def resident_bytes(weights: ModelWeights) -> int:
+    """Bytes of all tensors, each counted once however many fields hold it (a tied head)."""
+    tensors = {id(tensor): tensor for tensor in _tensors(weights)}
+    return sum(prod(t.shape) * BYTES_PER_ELEMENT[str(t.dtype).rpartition(".")[2]] for t in tensors.values())
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    if is_dataclass(part):
+        for field in fields(part):
+            yield from _tensors(getattr(part, field.name))
+    elif isinstance(part, list | tuple):
+        for item in part:
+            yield from _tensors(item)
+    elif hasattr(part, "__dlpack__"):
+        yield part

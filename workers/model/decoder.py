@@ -1,0 +1,90 @@
+"""The language model: embedding, layers, logits (specification section 3.1).
+
+The residual stream is kept beside the normalised input of the next block, because adding a block's output and
+normalising for the next one is a single pass over memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cuda_ops
+from workers.batch import Batch
+from workers.device.base import Tensor
+from workers.kv_cache import KvCache
+from workers.model.attention import Attention
+from workers.model.context import Context, gather_rows
+from workers.model.mlp import Mlp
+from workers.model.rope import Rope
+from workers.model.weights import DecoderWeights
+
+
+@dataclass(slots=True)
+class MediaRows:
+    """Encoded media that a batch covers: out[rows[i]] = features[i]."""
+
+    features: Tensor  # [R, H]
+    rows: Tensor  # [R] int32, rows of the batch
+
+
+class Decoder:
+    """One rank's share of the layers."""
+
+    def __init__(self, context: Context, weights: DecoderWeights) -> None:
+        self._context = context
+        self._weights = weights
+        self._rope = Rope(context)
+        self._attention = Attention(context)
+        self._mlp = Mlp(context)
+
+    def run(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> Tensor | None:
+        """Compute the batch's tokens; returns their logits, or None when no chunk samples.
+
+        Logits are [num_samples, padded vocabulary] fp32 on rank 0 and None elsewhere.
+        """
+        context, eps, layers = self._context, self._context.model.rms_norm_eps, self._weights.layers
+        residual = self._embed(batch, media)
+        cos_sin = self._rope.angles(batch.positions)
+        x = context.take("decoder.normed", *residual.shape)
+        out = context.take("decoder.out", *residual.shape)
+        cuda_ops.rms_norm(residual, layers[0].input_norm, eps, x)
+        for index, layer in enumerate(layers):
+            context.on_progress(0.0)
+            if index > 0:
+                cuda_ops.add_rms_norm(out, residual, layer.input_norm, eps, x)
+            self._attention.run(layer, x, batch, cos_sin, kv.layers[index], out)
+            cuda_ops.add_rms_norm(out, residual, layer.post_attention_norm, eps, x)
+            self._mlp.run(layer.mlp, x, batch.token_types, out)
+        if batch.sample_rows is None:
+            return None
+        return self._logits(out, residual, batch.sample_rows, batch.num_samples)
+
+    def _embed(self, batch: Batch, media: list[MediaRows]) -> Tensor:
+        """Word embeddings, with placeholders overwritten by the media's features."""
+        context, share = self._context, self._context.share
+        residual = context.take("decoder.residual", batch.num_tokens, context.model.hidden_size)
+        cuda_ops.embed_tokens(batch.token_ids, self._weights.embed_tokens, share.vocab.start, residual)
+        context.device.all_reduce(residual)  # exact: all ranks but one add zeros
+        for item in media:
+            cuda_ops.scatter_rows(item.features, item.rows, residual)
+        return residual
+
+    def _logits(self, out: Tensor, residual: Tensor, rows: Tensor, num_samples: int) -> Tensor | None:
+        """Finish the last layer for the rows that are sampled, and project them on the vocabulary."""
+        context, device, hidden = self._context, self._context.device, self._context.model.hidden_size
+        last_out = context.take("logits.out", num_samples, hidden)
+        last_residual = context.take("logits.residual", num_samples, hidden)
+        gather_rows(out, rows, last_out)
+        gather_rows(residual, rows, last_residual)
+        normed = context.take("logits.normed", num_samples, hidden)
+        eps = context.model.rms_norm_eps
+        cuda_ops.add_rms_norm(last_out, last_residual, self._weights.norm, eps, normed)
+
+        columns = len(context.share.vocab)
+        logits = context.workspace.take("logits.local", (num_samples, columns), "float32")
+        device.linear(normed, self._weights.lm_head, logits)
+        if device.world == 1:
+            return logits
+        parts = context.workspace.take("logits.parts", (device.world, num_samples, columns), "float32")
+        device.all_gather(logits, parts)
+        return device.merge_columns(parts) if device.rank == 0 else None
