@@ -1,0 +1,223 @@
+"""Ranks of one model in one process, and a small engine that drives them with plans.
+
+Ranks run on threads that take turns: one computes until it waits in a collective, so a test is
+deterministic and needs no processes. The collectives sum in rank order in fp32, as the real ones do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.messages import Chunk, NewSequence, SampledToken, SamplingParams, StepPlan, StepResult
+from engine.model_config import ModelConfig
+from tests.workers.builders import Prompt, RawWeights, place_weights
+from workers.device.paddle import PaddleCpu
+from workers.runner import Runner
+
+BLOCK_SIZE = 4
+GREEDY = SamplingParams(max_tokens=1 << 20, temperature=0.0, num_logprobs=8)
+
+
+class Meeting:
+    """Where the ranks of one world meet; `turn` is held by the rank that computes."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self.turn = threading.Lock()
+        self.barrier = threading.Barrier(world, timeout=60)
+        self.given: list[Any] = [None] * world
+
+
+class ThreadGroup:
+    """One rank's collectives; implements workers.device.base.Group."""
+
+    def __init__(self, meeting: Meeting, rank: int) -> None:
+        self._meeting, self._rank = meeting, rank
+
+    def all_reduce(self, tensor: Any) -> None:
+        _write(tensor, _sum_in_order, self._exchange(tensor))
+
+    def all_gather(self, tensor: Any, out: Any) -> None:
+        _write(out, np.stack, self._exchange(tensor))
+
+    def broadcast(self, tensor: Any, root: int) -> None:
+        _write(tensor, lambda parts: parts[root], self._exchange(tensor))
+
+    def barrier(self) -> None:
+        self._meet()
+
+    def close(self) -> None:
+        pass
+
+    def _exchange(self, tensor: Any) -> list[np.ndarray]:
+        """Every rank's tensor."""
+        self._meeting.given[self._rank] = tensor.numpy()
+        self._meet()
+        parts = list(self._meeting.given)
+        self._meet()  # nobody gives again before all have taken
+        return parts
+
+    def _meet(self) -> None:
+        self._meeting.turn.release()
+        try:
+            self._meeting.barrier.wait()
+        finally:
+            self._meeting.turn.acquire()
+
+
+def _sum_in_order(parts: list[np.ndarray]) -> np.ndarray:
+    total = parts[0].copy()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _write(tensor: Any, combine: Callable[[list[np.ndarray]], np.ndarray], parts: list[np.ndarray]) -> None:
+    np.from_dlpack(tensor)[...] = combine(parts)
+
+
+class Ranks:
+    """`world` runners of one model; `run` gives all of them the same plan."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        raw: RawWeights,
+        media_folder: Path,
+        *,
+        world: int = 1,
+        dtype: str = "",
+        num_blocks: int = 256,
+        block_size: int = BLOCK_SIZE,
+        **runner_options: Any,
+    ) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self._meeting = Meeting(world)
+        self._pool = ThreadPoolExecutor(world)
+        dtype = dtype or config.dtype
+
+        def make(rank: int) -> Runner:
+            group = ThreadGroup(self._meeting, rank) if world > 1 else None
+            device = PaddleCpu(rank, world, group)
+            return Runner(
+                config,
+                place_weights(raw, config, device, dtype),
+                device,
+                dtype,  # type: ignore[arg-type]
+                media_folder,
+                num_blocks=num_blocks,
+                block_size=block_size,
+                **runner_options,
+            )
+
+        self.runners = [make(rank) for rank in range(world)]
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Rank 0's result; the other ranks must have learnt the same tokens."""
+        if len(self.runners) == 1:
+            return self.runners[0].run(plan)
+
+        def run_in_turn(runner: Runner) -> StepResult:
+            with self._meeting.turn:
+                try:
+                    return runner.run(plan)
+                except BaseException:
+                    self._meeting.barrier.abort()
+                    raise
+
+        results = list(self._pool.map(run_in_turn, self.runners))
+        tokens = [[(token.seq_id, token.token_id) for token in result.tokens] for result in results]
+        assert all(one == tokens[0] for one in tokens), f"ranks disagree: {tokens}"
+        return results[0]
+
+
+class Driver:
+    """Adds sequences and runs steps as the engine would, with blocks handed out at random places."""
+
+    def __init__(self, ranks: Ranks, seed: int = 0) -> None:
+        self.ranks = ranks
+        self._free = np.random.default_rng(seed).permutation(ranks.num_blocks).tolist()
+        self._step = 0
+        self._next_id = 0
+        self._added: list[NewSequence] = []
+        self._dropped: list[int] = []
+        self._blocks: dict[int, list[int]] = {}
+        self._num_computed: dict[int, int] = {}
+        self._num_known: dict[int, int] = {}  # prompt and output tokens
+        self._prompts: dict[int, tuple[Prompt, SamplingParams]] = {}
+        self.outputs: dict[int, list[SampledToken]] = {}
+
+    def add(
+        self, prompt: Prompt, sampling: SamplingParams = GREEDY, generated: list[int] | None = None
+    ) -> int:
+        seq_id = self._next_id
+        self._next_id += 1
+        self._prompts[seq_id] = (prompt, sampling)
+        self.outputs[seq_id] = []
+        self._announce(seq_id, generated or [])
+        return seq_id
+
+    def preempt(self, seq_id: int) -> None:
+        """Take the sequence's blocks and add it again with what it has generated."""
+        self.drop(seq_id)
+        self._announce(seq_id, [token.token_id for token in self.outputs[seq_id]])
+
+    def drop(self, seq_id: int) -> None:
+        self._dropped.append(seq_id)
+        self._free += self._blocks.pop(seq_id)
+
+    def num_uncomputed(self, seq_id: int) -> int:
+        return self._num_known[seq_id] - self._num_computed[seq_id]
+
+    def step(self, num_tokens: dict[int, int]) -> StepResult:
+        """Compute so many tokens of each sequence, in the dictionary's order."""
+        chunks = [self._chunk(seq_id, count) for seq_id, count in num_tokens.items()]
+        plan = StepPlan(self._step, chunks, self._added, self._dropped)
+        self._step, self._added, self._dropped = self._step + 1, [], []
+        result = self.ranks.run(plan)
+        for token in result.tokens:
+            self.outputs[token.seq_id].append(token)
+            self._num_known[token.seq_id] += 1
+        return result
+
+    def generate(self, seq_ids: list[int], count: int, chunk_sizes: list[int] | None = None) -> None:
+        """Prefill the sequences (at once, or in chunks of these sizes), then decode `count` tokens each."""
+        for size in chunk_sizes or []:
+            self.step(dict.fromkeys(seq_ids, size))
+        target = {seq_id: len(self.outputs[seq_id]) + count for seq_id in seq_ids}
+        while waiting := [seq_id for seq_id in seq_ids if len(self.outputs[seq_id]) < target[seq_id]]:
+            self.step({seq_id: self.num_uncomputed(seq_id) for seq_id in waiting})
+
+    def tokens(self, seq_id: int) -> list[int]:
+        return [token.token_id for token in self.outputs[seq_id]]
+
+    def bits(self, seq_id: int) -> list[tuple[Any, ...]]:
+        """Everything the outside sees of a sequence's output, to be compared for equality."""
+        return [
+            (t.token_id, t.logprobs.logprob, *t.logprobs.top_ids, *t.logprobs.top_logprobs)
+            for t in self.outputs[seq_id]
+            if t.logprobs is not None
+        ]
+
+    def _announce(self, seq_id: int, generated: list[int]) -> None:
+        prompt, sampling = self._prompts[seq_id]
+        token_ids = prompt.token_ids + generated
+        self._blocks[seq_id] = []
+        self._num_computed[seq_id] = 0
+        self._num_known[seq_id] = len(token_ids)
+        self._added.append(NewSequence(seq_id, token_ids, len(prompt.token_ids), sampling, prompt.media))
+
+    def _chunk(self, seq_id: int, count: int) -> Chunk:
+        computed = self._num_computed[seq_id] + count
+        missing = -(-computed // self.ranks.block_size) - len(self._blocks[seq_id])
+        new_blocks = [self._free.pop(0) for _ in range(max(missing, 0))]
+        self._blocks[seq_id] += new_blocks
+        self._num_computed[seq_id] = computed
+        return Chunk(seq_id, count, new_blocks, samples=computed == self._num_known[seq_id])

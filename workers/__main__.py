@@ -1,0 +1,19 @@
+"""`python -m workers <run_dir> <rank>`: started by the engine core, never by hand."""
+
+from __future__ import annotations
+
+import sys
+
+from engine.channels import RunDirectory
+from engine.process import begin_child
+
+
+def main(run_directory: str, rank: int) -> int:
+    begin_child(f"rank {rank}")
+    from workers.worker import Worker  # after the signals are set: importing takes a while
+
+    return Worker(RunDirectory(run_directory), rank).serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,95 @@
+"""One step of one rank: mirror, media, forward pass, sampling.
+
+Every rank runs the same plan; the only asymmetry is that rank 0 samples and the others learn the tokens
+from it. The process around this is worker.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.messages import SampledToken, StepPlan, StepResult
+from engine.model_config import ModelConfig
+from workers.batch import Batch, build_batch
+from workers.device.base import Device, DtypeName, Tensor
+from workers.kv_cache import KvCache
+from workers.media_features import MediaFeatures
+from workers.model.context import no_progress
+from workers.model.ernie_vl import ErnieVl
+from workers.model.weights import ModelWeights
+from workers.parallel import share_of
+from workers.sampler import Sampler
+from workers.sequences import LiveSequence, Sequences
+
+
+class Runner:
+    """The live state of one rank between steps."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        weights: ModelWeights,
+        device: Device,
+        dtype: DtypeName,
+        media_folder: Path,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_token_ids: int = 0,
+        on_progress: Callable[[float], None] = no_progress,
+    ) -> None:
+        """Allocates the KV cache. `num_token_ids`: ids the tokenizer knows, 0 for the whole vocabulary."""
+        share = share_of(model, device.rank, device.world)
+        self._model = model
+        self._device = device
+        self._block_size = block_size
+        self._sequences = Sequences()
+        self._kv = KvCache.allocate(device, model, share, dtype, num_blocks, block_size)
+        self._runnable = ErnieVl(model, weights, device, dtype, on_progress)
+        self._media = MediaFeatures(device, model, self._runnable, dtype, media_folder)
+        self._sampler = Sampler(device, model, share.padded_vocab_size, num_token_ids or model.vocab_size)
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Apply the plan and compute its chunks; all ranks get the tokens, only rank 0 has logprobs."""
+        began = time.perf_counter()
+        for seq_id in plan.dropped:
+            self._media.drop(seq_id)
+        self._sequences.apply(plan)
+        if not plan.chunks:
+            self._device.barrier()
+            return StepResult(plan.step)
+
+        host = build_batch(
+            plan.chunks, self._sequences, self._block_size, self._model.image_patch_id, self._model.num_pools
+        )
+        media, encoding = self._media.rows_for(plan.chunks, self._sequences)
+        logits = self._runnable.run(Batch.upload(host, self._device), media, self._kv)
+        computed = [self._sequences.finish_chunk(chunk) for chunk in plan.chunks]
+        for sequence in computed:
+            self._media.release_computed(sequence)
+        sampled = [s for s, chunk in zip(computed, plan.chunks, strict=True) if chunk.samples]
+        tokens = self._sample(logits, sampled) if sampled else []
+        return StepResult(
+            step=plan.step,
+            tokens=tokens,
+            compute_seconds=time.perf_counter() - began - encoding.seconds,
+            encode_seconds=encoding.seconds,
+            num_encoded_patches=encoding.num_patches,
+        )
+
+    def _sample(self, logits: Tensor | None, sampled: list[LiveSequence]) -> list[SampledToken]:
+        """Sample on rank 0, tell the others, and append the tokens to the mirror everywhere."""
+        device = self._device
+        if logits is not None:
+            token_ids, tokens = self._sampler.sample(logits, sampled)
+            device.broadcast(token_ids, 0)
+        else:
+            token_ids = device.empty((len(sampled),), "int32")
+            device.broadcast(token_ids, 0)
+            ids = device.download(token_ids).tolist()
+            tokens = [SampledToken(s.seq_id, token_id) for s, token_id in zip(sampled, ids, strict=True)]
+        for sequence, token in zip(sampled, tokens, strict=True):
+            sequence.tokens.append(token.token_id)
+        return tokens

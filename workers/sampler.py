@@ -1,0 +1,136 @@
+"""From logits to tokens: what each row of a step wants, in the form cuda_ops.sample_tokens takes.
+
+Runs on rank 0 only. Which tokens end a sequence is the engine's decision; here end tokens are only banned
+while a sequence has fewer than min_tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import cuda_ops
+from engine.messages import SampledToken, SamplingParams, TokenLogprobs
+from engine.model_config import ModelConfig
+from workers.device.base import Device, Tensor
+from workers.sequences import LiveSequence
+
+
+class Sampler:
+    """Knows which ids may ever be generated, and samples the rows of a step."""
+
+    def __init__(
+        self, device: Device, model: ModelConfig, padded_vocab_size: int, num_token_ids: int
+    ) -> None:
+        """`num_token_ids` ids have a meaning; rows of the vocabulary from there on are padding."""
+        self._device = device
+        self._eos_token_ids = model.eos_token_ids
+        self._allowed_bits = device.upload(allowed_bits(model, padded_vocab_size, num_token_ids))
+
+    def sample(self, logits: Tensor, live: Sequence[LiveSequence]) -> tuple[Tensor, list[SampledToken]]:
+        """One token per row of logits [S, V] fp32 (overwritten); returns ids [S] int32 on the device too."""
+        device, rows = self._device, len(live)
+        num_top = max(max(sequence.sampling.num_logprobs, 0) for sequence in live)
+        token_ids = device.empty((rows,), "int32")
+        logprobs = device.empty((rows,), "float32")
+        top_ids = device.empty((rows, num_top), "int32")
+        top_logprobs = device.empty((rows, num_top), "float32")
+        cuda_ops.sample_tokens(logits, self._batch(live), token_ids, logprobs, top_ids, top_logprobs)
+        ids = device.download(token_ids).tolist()
+        if all(sequence.sampling.num_logprobs < 0 for sequence in live):
+            return token_ids, [SampledToken(s.seq_id, i) for s, i in zip(live, ids, strict=True)]
+        details = (device.download(logprobs), device.download(top_ids), device.download(top_logprobs))
+        tokens = [
+            SampledToken(sequence.seq_id, token_id, _token_logprobs(sequence.sampling, row, *details))
+            for row, (sequence, token_id) in enumerate(zip(live, ids, strict=True))
+        ]
+        return token_ids, tokens
+
+    def _batch(self, live: Sequence[LiveSequence]) -> cuda_ops.SamplingBatch:
+        params = [sequence.sampling for sequence in live]
+        history, history_starts = _ragged([_history(sequence) for sequence in live])
+        banned, banned_starts = _ragged([self._banned(sequence) for sequence in live])
+        upload = self._device.upload
+        return cuda_ops.SamplingBatch(
+            temperature=upload(_floats(p.temperature for p in params)),
+            top_k=upload(np.array([p.top_k for p in params], np.int32)),
+            top_p=upload(_floats(p.top_p for p in params)),
+            min_p=upload(_floats(p.min_p for p in params)),
+            repetition=upload(_floats(p.repetition_penalty for p in params)),
+            presence=upload(_floats(p.presence_penalty for p in params)),
+            frequency=upload(_floats(p.frequency_penalty for p in params)),
+            seeds=upload(np.array([_signed64(p.seed) for p in params], np.int64)),
+            counters=upload(np.array([s.num_output_tokens for s in live], np.int64)),
+            history=upload(history),
+            history_starts=upload(history_starts),
+            num_prompt_tokens=upload(np.array([s.num_prompt_tokens for s in live], np.int32)),
+            banned=upload(banned),
+            banned_starts=upload(banned_starts),
+            allowed_bits=self._allowed_bits,
+        )
+
+    def _banned(self, sequence: LiveSequence) -> np.ndarray:
+        """Ids that would end the sequence too early."""
+        params = sequence.sampling
+        if sequence.num_output_tokens >= params.min_tokens:
+            return _NOTHING
+        ends = params.stop_token_ids + (() if params.ignore_eos else self._eos_token_ids)
+        return np.array(ends, np.int32)
+
+
+def allowed_bits(model: ModelConfig, padded_vocab_size: int, num_token_ids: int) -> np.ndarray:
+    """[ceil(V / 32)] int32, bit id % 32 of word id / 32 set where id may be generated.
+
+    Never generated: padding rows, the media placeholder and the markers around media, which mean something
+    only where the api has put pixels behind them.
+    """
+    allowed = np.zeros(-(-padded_vocab_size // 32) * 32, bool)
+    allowed[: min(num_token_ids, model.vocab_size)] = True
+    for token_id in (
+        model.image_patch_id,
+        model.image_start_id,
+        model.image_end_id,
+        model.video_start_id,
+        model.video_end_id,
+    ):
+        if 0 <= token_id < len(allowed):
+            allowed[token_id] = False
+    return np.packbits(allowed, bitorder="little").view("<u4").astype(np.uint32).view(np.int32)
+
+
+_NOTHING = np.empty(0, np.int32)
+
+
+def _history(sequence: LiveSequence) -> np.ndarray:
+    """Prompt and output of a sequence with a penalty; nothing for the others, who do not need it."""
+    params = sequence.sampling
+    has_penalty = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
+    return sequence.tokens.view() if has_penalty else _NOTHING
+
+
+def _ragged(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths -> all values in one array, and where each row starts."""
+    starts = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum([len(row) for row in rows], out=starts[1:])
+    return np.concatenate(rows), starts
+
+
+def _floats(values: object) -> np.ndarray:
+    return np.fromiter(values, np.float32)  # type: ignore[call-overload]
+
+
+def _signed64(seed: int) -> int:
+    """Any integer seed, wrapped into int64."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def _token_logprobs(
+    params: SamplingParams, row: int, logprobs: np.ndarray, top_ids: np.ndarray, top_logprobs: np.ndarray
+) -> TokenLogprobs | None:
+    if params.num_logprobs < 0:
+        return None
+    count = params.num_logprobs
+    return TokenLogprobs(
+        float(logprobs[row]), top_ids[row, :count].tolist(), top_logprobs[row, :count].tolist()
+    )
