@@ -1,0 +1,242 @@
+"""A checkpoint folder as logical tensors: which files, which layout, is everything there, read a part.
+
+The check comes before the first byte is read: every stored name must be one the model has (or one of the
+few that are ignorable), with exactly its shape, and none may be missing, because a silently dropped tensor
+is a fluent but wrong model. Names and shapes are in checkpoint_inventory.py, bytes in checkpoint_file.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from engine.errors import ConfigError
+from engine.model_config import ModelConfig, read_json_object
+from workers.checkpoint_file import CheckpointFile, StoredTensor
+from workers.checkpoint_inventory import (
+    LogicalTensor,
+    Role,
+    Scheme,
+    is_beyond,
+    is_ignorable,
+    model_tensors,
+    plain_name,
+    scheme_of,
+)
+from workers.shards import Part
+
+log = logging.getLogger(__name__)
+
+INDEX_NAME = "model.safetensors.index.json"
+_NAMES_SHOWN = 5
+_SANE_MAGNITUDE = 1e6  # no weight of a trained model is larger; misread bits are, all over
+
+
+class Checkpoint:
+    """An opened checkpoint that holds every tensor of `model`; close() it when the weights are loaded.
+
+    `model` is the given configuration with tying and shared experts decided by the tensors.
+    """
+
+    def __init__(self, folder: str | Path, model: ModelConfig, *, is_cut: bool = False) -> None:
+        """Open and check. `is_cut`: an override removed layers, so tensors past the last one are expected.
+
+        Raises ConfigError naming files and tensors.
+        """
+        self.folder = Path(folder)
+        self._files: dict[str, tuple[CheckpointFile, str]] = {}  # plain name -> file, name in it
+        self._open_files()
+        self.scheme = self._find_scheme()
+        self._drop_ignorable(model, is_cut)
+        self.model = self._decide_open_questions(model)
+        self._check_inventory()
+        self._check_raw_bits()
+
+    def has(self, tensor: LogicalTensor) -> bool:
+        return all(name in self._files for name in tensor.stored(self.scheme))
+
+    def read(self, tensor: LogicalTensor, part: Part) -> np.ndarray:
+        """The part, out-major and contiguous: fp32, or uint16 bits of bf16, as stored."""
+        if tensor.role is Role.ROUTER:
+            return self._read_router(tensor)
+        if tensor.is_linear and self.scheme == "A":
+            pieces = [self._read(tensor.name, _slice(part.columns), _slice(rows)).T for rows in part.rows]
+        elif tensor.is_linear and tensor.parts:
+            pieces = [
+                piece for rows in part.rows for piece in self._read_separate(tensor, rows, part.columns)
+            ]
+        else:
+            columns = None if part.columns is None else _slice(part.columns)
+            pieces = [self._read(tensor.name, _slice(rows), columns) for rows in part.rows]
+        return _joined(tensor, pieces)
+
+    def num_bytes(self, tensor: LogicalTensor, part: Part) -> int:
+        """Bytes that reading the part takes from disk; 0 for an optional tensor that is absent."""
+        if not self.has(tensor):
+            return 0
+        first = self._stored(next(iter(tensor.stored(self.scheme))))
+        return part.num_elements * first.bytes_per_element
+
+    def close(self) -> None:
+        for file in {file.path: file for file, _ in self._files.values()}.values():
+            file.close()
+
+    # reading ------------------------------------------------------------------------------------------
+
+    def _read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
+        file, stored_name = self._files[name]
+        return file.read(stored_name, rows, columns)
+
+    def _read_separate(self, tensor: LogicalTensor, rows: range, columns: range | None) -> list[np.ndarray]:
+        """Rows of the fused tensor from scheme B's separate ones; a range may span several."""
+        pieces, start = [], 0
+        for name, (count, *_) in tensor.stored("B").items():
+            first, last = max(rows.start, start), min(rows.stop, start + count)
+            if first < last:
+                pieces.append(self._read(name, slice(first - start, last - start), _slice(columns)))
+            start += count
+        return pieces
+
+    def _read_router(self, tensor: LogicalTensor) -> np.ndarray:
+        """[hidden, experts] as published, or [experts, hidden] as transformers' text models keep it."""
+        stored = self._read(tensor.name, slice(None), None)
+        return np.ascontiguousarray(stored if stored.shape == tensor.shape else stored.T)
+
+    def _stored(self, name: str) -> StoredTensor:
+        file, stored_name = self._files[name]
+        return file.tensors[stored_name]
+
+    # opening ------------------------------------------------------------------------------------------
+
+    def _open_files(self) -> None:
+        for path, listed in self._list_files().items():
+            file = CheckpointFile(path)
+            if absent := [name for name in listed or () if name not in file.tensors]:
+                raise ConfigError(f"{path} lacks {_some(absent)} that {INDEX_NAME} places there")
+            for name in listed or file.tensors:
+                plain = plain_name(name)
+                if plain in self._files:
+                    raise ConfigError(f"{self.folder} holds the tensor {plain} twice, also as {name}")
+                self._files[plain] = file, name
+
+    def _list_files(self) -> dict[Path, list[str] | None]:
+        """Files to open, each with the names the index places in it (None without an index: all)."""
+        index = self.folder / INDEX_NAME
+        if not index.is_file():
+            paths = sorted(self.folder.glob("*.safetensors"))
+            if not paths:
+                raise ConfigError(f"{self.folder} holds no *.safetensors file; Octet reads no other weights")
+            return dict.fromkeys(paths)
+        weight_map = read_json_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+            raise ConfigError(f"{index} has no weight_map from tensor names to file names")
+        files: dict[Path, list[str] | None] = {}
+        for name, file_name in weight_map.items():
+            if Path(file_name).name != file_name:
+                raise ConfigError(f"{index} places {name} outside its folder, in {file_name!r}")
+            names = files.setdefault(self.folder / file_name, [])
+            assert names is not None
+            names.append(name)
+        return files
+
+    def _find_scheme(self) -> Scheme:
+        scheme = scheme_of({f".{name}." for name in self._files})
+        if scheme is None:
+            raise ConfigError(
+                f"{self.folder} has neither qkv_proj (-Paddle layout) nor q_proj (-PT layout) tensors: "
+                "it is no ERNIE-4.5 checkpoint that Octet can read"
+            )
+        return scheme
+
+    def _drop_ignorable(self, model: ModelConfig, is_cut: bool) -> None:
+        ignored = [name for name in self._files if is_ignorable(name)]
+        beyond = [name for name in self._files if is_cut and is_beyond(name, model)]
+        for name in {*ignored, *beyond}:
+            del self._files[name]
+        if ignored:
+            log.info("ignoring %d tensors that inference does not use: %s", len(ignored), _some(ignored))
+        if beyond:
+            log.info("leaving out %d tensors of layers that the overrides removed", len(beyond))
+
+    def _decide_open_questions(self, model: ModelConfig) -> ModelConfig:
+        """Tying and shared experts by what is there; published configs omit or contradict both."""
+        has_head = "lm_head.weight" in self._files
+        if has_head and model.tie_word_embeddings:
+            log.warning("config.json ties the head to the embedding, but there is a lm_head.weight: using it")
+        if model.tie_word_embeddings is False and not has_head:
+            raise ConfigError(
+                f"{self.folder} lacks lm_head.weight although tie_word_embeddings is false in its config.json"
+            )
+        shared = model.num_shared_experts or self._count_shared_experts(model)
+        return msgspec.structs.replace(model, tie_word_embeddings=not has_head, num_shared_experts=shared)
+
+    def _count_shared_experts(self, model: ModelConfig) -> int:
+        """From the width of the fused shared MLP; 0 if there is none."""
+        name = next((n for n in self._files if ".shared_experts.down_proj." in n), None)
+        if name is None or not model.num_experts:
+            return 0
+        rows, columns = self._stored(name).shape
+        width = rows if self.scheme == "A" else columns
+        if width % model.moe_intermediate_sizes[0]:
+            raise ConfigError(
+                f"{name} is {width} wide, no multiple of the text experts' width in config.json"
+            )
+        return width // model.moe_intermediate_sizes[0]
+
+    # checking -----------------------------------------------------------------------------------------
+
+    def _check_inventory(self) -> None:
+        expected: dict[str, tuple[tuple[int, ...], Role]] = {}
+        for tensor in model_tensors(self.model):
+            for name, shape in tensor.stored(self.scheme).items():
+                expected[name] = shape, tensor.role
+        optional = {name for name, (_, role) in expected.items() if role is Role.CORRECTION}
+        if missing := [name for name in expected if name not in self._files and name not in optional]:
+            raise ConfigError(f"{self.folder} lacks {_some(missing)}")
+        if unknown := [name for name in self._files if name not in expected]:
+            raise ConfigError(
+                f"{self.folder} holds {_some(unknown)}, which this model does not have; "
+                "config.json and weights do not belong together"
+            )
+        for name, (shape, role) in expected.items():
+            if name in self._files:
+                self._check_shape(name, shape, role)
+
+    def _check_shape(self, name: str, expected: tuple[int, ...], role: Role) -> None:
+        stored = self._stored(name).shape
+        if stored == expected or (role is Role.ROUTER and stored == expected[::-1]):
+            return
+        raise ConfigError(
+            f"{name} has the shape {list(stored)}, but config.json asks for {list(expected)} "
+            f"in the -{'Paddle' if self.scheme == 'A' else 'PT'} layout"
+        )
+
+    def _check_raw_bits(self) -> None:
+        """bf16 stored under the name U16 cannot be told from integers by its type, only by its values."""
+        raw = [name for name in self._files if self._stored(name).dtype == "U16"]
+        for name in raw[:_NAMES_SHOWN]:
+            bits = self._read(name, slice(0, 1), None).astype(np.uint32) << 16
+            values = bits.view(np.float32)
+            if not np.all(np.abs(values) < _SANE_MAGNITUDE):  # NaN is not smaller either
+                raise ConfigError(f"{name} is stored as U16, but its bits are no bf16 weights")
+
+
+def _joined(tensor: LogicalTensor, pieces: list[np.ndarray]) -> np.ndarray:
+    if len({piece.dtype for piece in pieces}) > 1:
+        raise ConfigError(f"the parts of {tensor.name} are stored in different types")
+    return np.ascontiguousarray(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
+
+
+def _slice(span: range | None) -> slice:
+    return slice(None) if span is None else slice(span.start, span.stop)
+
+
+def _some(names: list[str]) -> str:
+    """'the tensor a', or '7 tensors: a, b, c, d, e, ...'."""
+    if len(names) == 1:
+        return f"the tensor {names[0]}"
+    shown = ", ".join(sorted(names)[:_NAMES_SHOWN])
+    return f"{len(names)} tensors: {shown}{', ...' if len(names) > _NAMES_SHOWN else ''}"

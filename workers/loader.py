@@ -1,0 +1,273 @@
+"""Builds the ModelWeights of one rank: which buffers, in which format, filled from which tensor.
+
+Every buffer has its final format from the start; a stack of experts is filled one expert at a time.
+Where the numbers come from is in weight_source.py, which part a rank needs in shards.py, which format in
+quant.py, what the fields mean in model/weights.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from cuda_ops import Weight
+from engine.config import ServerConfig
+from engine.model_config import ModelConfig
+from workers.checkpoint import Checkpoint
+from workers.checkpoint_inventory import LogicalTensor, model_tensors
+from workers.device.base import Device, DtypeName, Tensor
+from workers.device.bfloat16 import float32_from_bits
+from workers.model.weights import (
+    DecoderWeights,
+    DenseWeights,
+    LayerWeights,
+    ModelWeights,
+    MoeWeights,
+    ResamplerWeights,
+    VisionBlockWeights,
+    VisionWeights,
+)
+from workers.parallel import Share, share_of
+from workers.quant import Format, activation_dtype, format_of, refuse_offline_quantisation
+from workers.shards import Part, part_of
+from workers.weight_source import CheckpointSource, DummySource, WeightSource, write
+
+Progress = Callable[[int, int], None]  # bytes loaded, bytes in all
+
+
+def load_weights(
+    config: ServerConfig,
+    model: ModelConfig,
+    device: Device,
+    rank: int,
+    world: int,
+    on_progress: Progress = lambda loaded, total: None,
+) -> ModelWeights:
+    """Read, cut and quantise the weights of rank `rank` of `world`.
+
+    `on_progress` is called after every tensor; the last call has loaded == total. Raises ConfigError when
+    the checkpoint does not hold exactly what `model` asks for, or when the ranks or groups do not divide it.
+    """
+    refuse_offline_quantisation(model)
+    share = share_of(model, rank, world)
+    source = _open_source(config, model, device)
+    try:
+        return _Builder(config, source, device, share, on_progress).build()
+    finally:
+        source.close()
+
+
+def _open_source(config: ServerConfig, model: ModelConfig, device: Device) -> WeightSource:
+    if config.load_format == "dummy":
+        return DummySource(model, device, activation_dtype(config, model), config.seed)
+    overrides = config.config_overrides
+    is_cut = "num_hidden_layers" in overrides or "depth" in (overrides.get("vision_config") or {})
+    return CheckpointSource(Checkpoint(config.model, model, is_cut=is_cut), device)
+
+
+@dataclass
+class _Counter:
+    """Bytes so far, told to the callback; a total of 0 never happens, since every model has norms."""
+
+    total: int
+    report: Progress
+    loaded: int = 0
+
+    def add(self, count: int) -> None:
+        self.loaded += count
+        self.report(self.loaded, self.total)
+
+
+class _Builder:
+    """Walks the structure of the model once; each verb makes one field."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        source: WeightSource,
+        device: Device,
+        share: Share,
+        on_progress: Progress,
+    ) -> None:
+        self._source, self._device, self._share = source, device, share
+        self._model = source.model
+        self._dtype = activation_dtype(config, self._model)
+        self._quantization = config.quantization
+        self._tensors = {tensor.name: tensor for tensor in model_tensors(self._model)}
+        parts = ((tensor, self._part(tensor)) for tensor in self._tensors.values())
+        self._progress = _Counter(sum(source.num_bytes(*pair) for pair in parts), on_progress)
+
+    def build(self) -> ModelWeights:
+        decoder = self._decoder()
+        if self._model.vision is None:
+            return ModelWeights(decoder)
+        return ModelWeights(decoder, self._vision(self._model.vision.depth), self._resampler())
+
+    # the decoder --------------------------------------------------------------------------------------
+
+    def _decoder(self) -> DecoderWeights:
+        embedding = self._vocab_rows("embed_tokens.weight")
+        layers = [self._layer(layer) for layer in range(self._model.num_layers)]
+        norm = self._vector("norm.weight")
+        head = embedding if self._model.tie_word_embeddings else self._vocab_rows("lm_head.weight")
+        return DecoderWeights(embedding, Weight(self._dtype, head), norm, layers)
+
+    def _layer(self, layer: int) -> LayerWeights:
+        root = f"layers.{layer}"
+        is_moe = self._model.is_moe_layer(layer)
+        return LayerWeights(
+            input_norm=self._vector(f"{root}.input_layernorm.weight"),
+            post_attention_norm=self._vector(f"{root}.post_attention_layernorm.weight"),
+            qkv=self._linear(f"{root}.self_attn.qkv_proj.weight"),
+            o_proj=self._linear(f"{root}.self_attn.o_proj.weight"),
+            mlp=self._moe(f"{root}.mlp") if is_moe else self._dense(f"{root}.mlp"),
+        )
+
+    def _dense(self, root: str) -> DenseWeights:
+        return DenseWeights(
+            self._linear(f"{root}.up_gate_proj.weight"), self._linear(f"{root}.down_proj.weight")
+        )
+
+    def _moe(self, root: str) -> MoeWeights:
+        count = self._model.num_experts
+        routers = [f"{root}.gate.weight", f"{root}.gate.weight_1"][: self._model.num_pools]
+        pools = []
+        for first in range(0, self._model.num_pools * count, count):
+            experts = [f"{root}.experts.{expert}" for expert in range(first, first + count)]
+            up = self._stack([f"{expert}.up_gate_proj.weight" for expert in experts])
+            pools.append((up, self._stack([f"{expert}.down_proj.weight" for expert in experts])))
+        has_shared = bool(self._model.shared_intermediate_size)
+        return MoeWeights(
+            router=self._routers(routers),
+            bias=self._vector(f"{root}.moe_statics.e_score_correction_bias", "float32"),
+            pools=pools,
+            shared=self._dense(f"{root}.shared_experts") if has_shared else None,
+        )
+
+    def _routers(self, names: Sequence[str]) -> Tensor:
+        """[P, experts, hidden] fp32 from [hidden, experts] per pool."""
+        routers = [_as_float32(self._values(name)).T for name in names]
+        return self._device.upload(np.ascontiguousarray(np.stack(routers)), "float32")
+
+    # vision -------------------------------------------------------------------------------------------
+
+    def _vision(self, depth: int) -> VisionWeights:
+        return VisionWeights(
+            patch_embed=self._linear("vision_model.patch_embed.proj.weight"),
+            blocks=[self._vision_block(f"vision_model.blocks.{block}") for block in range(depth)],
+            ln_w=self._vector("vision_model.ln.weight"),
+            ln_b=self._vector("vision_model.ln.bias"),
+        )
+
+    def _vision_block(self, root: str) -> VisionBlockWeights:
+        return VisionBlockWeights(
+            norm1_w=self._vector(f"{root}.norm1.weight"),
+            norm1_b=self._vector(f"{root}.norm1.bias"),
+            qkv=self._linear(f"{root}.attn.qkv.weight"),
+            qkv_b=self._vector(f"{root}.attn.qkv.bias"),
+            proj=self._linear(f"{root}.attn.proj.weight"),
+            proj_b=self._vector(f"{root}.attn.proj.bias"),
+            norm2_w=self._vector(f"{root}.norm2.weight"),
+            norm2_b=self._vector(f"{root}.norm2.bias"),
+            fc1=self._linear(f"{root}.mlp.fc1.weight"),
+            fc1_b=self._vector(f"{root}.mlp.fc1.bias"),
+            fc2=self._linear(f"{root}.mlp.fc2.weight"),
+            fc2_b=self._vector(f"{root}.mlp.fc2.bias"),
+        )
+
+    def _resampler(self) -> ResamplerWeights:
+        spatial, temporal = "resampler_model.spatial_linear", "resampler_model.temporal_linear"
+        return ResamplerWeights(
+            spatial_0=self._linear(f"{spatial}.0.weight"),
+            spatial_0_b=self._vector(f"{spatial}.0.bias"),
+            spatial_2=self._linear(f"{spatial}.2.weight"),
+            spatial_2_b=self._vector(f"{spatial}.2.bias"),
+            spatial_ln_w=self._vector(f"{spatial}.3.weight"),
+            spatial_ln_b=self._vector(f"{spatial}.3.bias"),
+            temporal_0=self._linear(f"{temporal}.0.weight"),
+            temporal_0_b=self._vector(f"{temporal}.0.bias"),
+            temporal_2=self._linear(f"{temporal}.2.weight"),
+            temporal_2_b=self._vector(f"{temporal}.2.bias"),
+            temporal_ln_w=self._vector(f"{temporal}.3.weight"),
+            temporal_ln_b=self._vector(f"{temporal}.3.bias"),
+            mlp=self._linear("resampler_model.mlp.weight"),
+            mlp_b=self._vector("resampler_model.mlp.bias"),
+            after_norm=self._vector("resampler_model.after_norm.weight"),
+        )
+
+    # single fields ------------------------------------------------------------------------------------
+
+    def _linear(self, name: str) -> Weight:
+        tensor = self._tensors[name]
+        weight = self._allocate(self._format(tensor), self._part(tensor).shape)
+        self._fill(tensor, weight)
+        return weight
+
+    def _stack(self, names: Sequence[str]) -> Weight:
+        """Equal matrices stacked into one weight of shape [len(names), N, K]."""
+        first = self._tensors[names[0]]
+        stack = self._allocate(self._format(first), (len(names), *self._part(first).shape))
+        for index, name in enumerate(names):
+            self._fill(self._tensors[name], self._entry(stack, index))
+        return stack
+
+    def _vocab_rows(self, name: str) -> Tensor:
+        """[V_local, H]; the rows that pad the vocabulary stay zero."""
+        tensor = self._tensors[name]
+        part = self._part(tensor)
+        rows = self._device.zeros((len(self._share.vocab), self._model.hidden_size), self._dtype)
+        if part.num_rows:
+            self._fill(tensor, Weight(self._dtype, rows[: part.num_rows]))
+        return rows
+
+    def _vector(self, name: str, dtype: DtypeName | None = None) -> Tensor:
+        values = self._values(name)
+        target = self._device.empty(values.shape, dtype or self._dtype)
+        write(self._device, target, values, dtype or self._dtype)
+        return target
+
+    def _values(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        values = self._source.values(tensor, self._part(tensor))
+        self._count(tensor)
+        return values
+
+    def _fill(self, tensor: LogicalTensor, weight: Weight) -> None:
+        self._source.fill(tensor, self._part(tensor), weight)
+        self._count(tensor)
+
+    def _count(self, tensor: LogicalTensor) -> None:
+        self._progress.add(self._source.num_bytes(tensor, self._part(tensor)))
+
+    def _part(self, tensor: LogicalTensor) -> Part:
+        return part_of(tensor, self._model, self._share)
+
+    def _format(self, tensor: LogicalTensor) -> Format:
+        in_features = self._part(tensor).shape[1]
+        is_moe = bool(self._model.num_experts)
+        return format_of(tensor.role, in_features, self._quantization, self._dtype, is_moe)
+
+    def _allocate(self, form: Format, shape: tuple[int, ...]) -> Weight:
+        *lead, inputs = shape
+        if form.kind == "int8":
+            scales = self._device.empty(lead, "bfloat16")
+            return Weight("int8", self._device.empty(shape, "int8"), scales)
+        if form.kind == "int4":
+            scales = self._device.empty((*lead, inputs // form.group), "bfloat16")
+            return Weight("int4", self._device.empty((*lead, inputs // 2), "uint8"), scales, form.group)
+        return Weight(form.kind, self._device.empty(shape, cast(DtypeName, form.kind)))
+
+    def _entry(self, stack: Weight, index: int) -> Weight:
+        """One matrix of a stack, sharing its memory."""
+        scales = None if stack.scales is None else self._row(stack.scales, index)
+        return Weight(stack.kind, self._row(stack.data, index), scales, stack.group)
+
+    def _row(self, tensor: Tensor, index: int) -> Tensor:
+        return self._device.view(tensor[index : index + 1], tuple(tensor.shape[1:]))
+
+
+def _as_float32(values: np.ndarray) -> np.ndarray:
+    return float32_from_bits(values) if values.dtype == np.uint16 else values

@@ -1,0 +1,76 @@
+"""Which format each weight gets (design D7).
+
+              decoder linears      routed experts      embedding, head, norms, vision    routers
+    bfloat16  T                    T                   T                                 fp32
+    wint8     int8 per row         int8 per row        T                                 fp32
+    wint4     int8 per row         int4 in groups      T                                 fp32
+
+In a dense model wint4 means int4 for all decoder linears. A group is 64 inputs, or 32 where a rank's
+width is no multiple of 64. T is the activation dtype. The arithmetic is in cuda_ops (quantize_int8,
+quantize_int4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.config import Quantization, ServerConfig
+from engine.errors import ConfigError
+from engine.model_config import ModelConfig
+from workers.checkpoint_inventory import Role
+
+Kind = Literal["float32", "bfloat16", "int8", "int4"]
+
+_EXPERTS = frozenset({Role.EXPERT_UP, Role.EXPERT_DOWN})
+_DECODER_LINEARS = _EXPERTS | {
+    Role.QKV,
+    Role.ATTENTION_OUT,
+    Role.DENSE_UP,
+    Role.DENSE_DOWN,
+    Role.SHARED_UP,
+    Role.SHARED_DOWN,
+}
+_GROUPS = (64, 32)  # inputs that share one int4 scale, best first
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a weight is stored; `group` counts the inputs under one scale and is 0 unless int4."""
+
+    kind: Kind
+    group: int = 0
+
+
+def activation_dtype(config: ServerConfig, model: ModelConfig) -> Literal["float32", "bfloat16"]:
+    """T: what --dtype says, or the checkpoint's."""
+    return model.dtype if config.dtype == "auto" else config.dtype
+
+
+def format_of(
+    role: Role, in_features: int, quantization: Quantization, dtype: Literal["float32", "bfloat16"], moe: bool
+) -> Format:
+    """The format of a linear with `in_features` inputs on this rank, in a model with experts or without.
+
+    Raises ConfigError when no int4 group divides the inputs.
+    """
+    if quantization == "bfloat16" or role not in _DECODER_LINEARS:
+        return Format(dtype)
+    if quantization == "wint8" or (moe and role not in _EXPERTS):
+        return Format("int8")
+    for group in _GROUPS:
+        if in_features % group == 0:
+            return Format("int4", group)
+    raise ConfigError(
+        f"--quantization wint4 needs a multiple of {_GROUPS[-1]} inputs per rank, but the {role.value} has "
+        f"{in_features}; use wint8 or a smaller --tensor-parallel-size"
+    )
+
+
+def refuse_offline_quantisation(model: ModelConfig) -> None:
+    """Raise ConfigError for a checkpoint whose weights are already quantised."""
+    if model.quantization_config:
+        raise ConfigError(
+            "this checkpoint has a quantization_config: offline-quantised checkpoints are not supported yet; "
+            "use the bf16 checkpoint with --quantization wint8 or wint4"
+        )
