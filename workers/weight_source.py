@@ -102,7 +102,8 @@ class DummySource:
 
     def fill(self, tensor: LogicalTensor, part: Part, weight: Weight) -> None:
         if weight.kind in ("float32", "bfloat16"):
-            write(self._device, weight.data, self.values(tensor, part), weight.kind)
+            block = self._plain_block(_amplitude(tensor))
+            write(self._device, weight.data, self._pattern(block, tensor, part), weight.kind)
             return
         packed, largest, block = (1, 127, self._int8) if weight.kind == "int8" else (2, 7, self._int4)
         assert weight.scales is not None
@@ -116,7 +117,7 @@ class DummySource:
             return np.full(part.shape, float(is_norm and tensor.name.endswith(".weight")), np.float32)
         if tensor.role is Role.CORRECTION:  # anything else would send every token to the same experts
             return np.zeros(part.shape, np.float32)
-        return self._pattern(self._plain_block(_amplitude(tensor)), tensor, part)
+        return self._pattern(self._plain_block(_amplitude(tensor)), tensor, part).copy()
 
     def close(self) -> None:
         pass
