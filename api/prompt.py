@@ -291,7 +291,7 @@ class PromptBuilder:
             before = starts.get(prompt.token_ids[offset - 1], item.kind) if offset else item.kind
             if length != item.num_tokens or before != item.kind:
                 raise RequestError(
-                    f"The run of {length} {before} placeholders at index {offset} does not fit the {item.kind} "
+                    f"The {length} {before} placeholders at index {offset} do not fit the {item.kind} "
                     f"of the messages, which needs {item.num_tokens}.",
                     param=f"{param}[{offset}]",
                 )

@@ -40,7 +40,6 @@ class Tokenizer:
         self._marker_ids = frozenset(files.markers.values())
         self._names = {token_id: name for name, token_id in files.markers.items()}
         self._pieces = files.pieces
-        self._ids = {piece: token_id for token_id, piece in enumerate(files.pieces) if piece}
         self._tables: dict[frozenset[str], list[bytes]] = {}
 
     def encode(self, text: str) -> list[int]:
@@ -51,11 +50,12 @@ class Tokenizer:
         if not text:
             return []
         try:
-            token_ids = self._encode(text)
+            text.encode()
         except UnicodeEncodeError:
             raise RequestError(
                 "The text contains an unpaired surrogate (\\ud800 to \\udfff); send valid Unicode."
             ) from None
+        token_ids = self._encode(text)
         if self._marker_ids.isdisjoint(token_ids) or not self._spells_marker(text):
             return token_ids
         return self._encode_broken(text)
@@ -71,10 +71,11 @@ class Tokenizer:
         return token_ids
 
     def token_id(self, name: str) -> int | None:
-        """Id of a marker or of any piece that writes exactly `name`; None if there is none."""
+        """Id of a marker, or of the one token that `name` is encoded as; None if there is none."""
         if name in self.markers:
             return self.markers[name]
-        return self._ids.get(name.encode("utf-8", "replace"))
+        token_ids = self.encode(name)
+        return token_ids[0] if len(token_ids) == 1 and self._pieces[token_ids[0]] == name.encode() else None
 
     def detokenizer(self, keep: Iterable[str] = STRUCTURE_MARKERS) -> Detokenizer:
         """For one stream. Markers write nothing, except those named in `keep`."""
@@ -93,7 +94,7 @@ class Tokenizer:
         return piece.decode("utf-8", "replace"), piece
 
     def _table(self, keep: frozenset[str]) -> list[bytes]:
-        keep = keep & self.markers.keys()
+        keep = keep.intersection(self.markers)
         if keep not in self._tables:
             if len(self._tables) > 8:  # callers choose among a few; never let them grow without end
                 self._tables.clear()
