@@ -1,0 +1,194 @@
+"""A sample as the model sees it: token ids, labels, 3-D positions, token types, patches.
+
+Rendering, tokenising, resizing, frame choice, time stamps and patch order are the server's own functions (api/), so
+training sees what serving will. Positions and token types are written here a second time, straight from
+the specification (3.4, 3.6): the server's are tested against what this trains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from api.markers import MarkerScanner
+from api.media.geometry import num_image_tokens, num_video_tokens, smart_resize
+from api.media.images import resize
+from api.media.options import MediaOptions
+from api.media.patches import PATCH_BYTES, write_patches
+from api.media.sampling import VideoFacts, choose_frames, timestamps
+from api.media.timestamp import TimestampFont
+from api.template import ChatTemplate
+from api.tokenizer import Tokenizer, load_tokenizer
+from models.demo_training import config
+from models.demo_training.sample import Clip, Message, Sample
+
+Grid = tuple[int, int, int]
+
+_MARKS = frozenset({"<|image@placeholder|>", "<|video@placeholder|>"})
+_EOS = "</s>"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One encoded sample.
+
+    token_ids    [L] int32, prompt then target
+    num_prompt   tokens of the prompt; the loss is on the others
+    positions    [3, L] int32, rows t, h, w
+    token_types  [L] uint8, 1 for vision experts
+    patches      [P, 588] uint8 of all media in prompt order
+    grids        (frames, patch rows, patch columns) per picture or clip
+    """
+
+    skill: str
+    token_ids: np.ndarray
+    num_prompt: int
+    positions: np.ndarray
+    token_types: np.ndarray
+    patches: np.ndarray
+    grids: list[Grid]
+
+    @property
+    def next_position(self) -> int:
+        """Of the first token behind the known ones."""
+        return int(self.positions.max()) + 1
+
+
+class Encoder:
+    """Made once per process from a folder with tokenizer and template."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer: Tokenizer = load_tokenizer(folder)
+        path = folder / "chat_template.jinja"
+        self._template = ChatTemplate(path.read_text(encoding="utf-8"), str(path))
+        self._scanner = MarkerScanner({*self.tokenizer.markers, *_MARKS})
+        self._font = TimestampFont(folder)
+        self._media_ids = config.demo_model().media
+        self.options = MediaOptions(
+            image_min_pixels=config.MIN_IMAGE_PIXELS,
+            image_max_pixels=config.MAX_IMAGE_PIXELS,
+            video_min_pixels=config.MIN_FRAME_PIXELS,
+            video_max_pixels=config.MAX_FRAME_PIXELS,
+        )
+
+    def encode(self, sample: Sample, *, with_target: bool = True) -> Example:
+        """`with_target` False stops behind the generation prompt, as a request does."""
+        cut = [self._cut(item) for item in sample.media]
+        grids = [grid for _, grid in cut]
+        prompt = self.prompt_ids(sample, grids)
+        target = self.target_ids(sample) if with_target else []
+        token_ids = np.array(prompt + target, np.int32)
+        patches = [patches for patches, _ in cut]
+        return Example(
+            sample.skill,
+            token_ids,
+            len(prompt),
+            positions(token_ids, grids, self._media_ids.patch),
+            (token_ids >= self._media_ids.patch).astype(np.uint8),
+            np.concatenate(patches) if patches else np.empty((0, PATCH_BYTES), np.uint8),
+            grids,
+        )
+
+    def prompt_ids(self, sample: Sample, grids: list[Grid]) -> list[int]:
+        rendered = self._template.render(
+            [_template_message(m) for m in sample.messages], sample.tools, {"enable_thinking": sample.thinks}
+        )
+        ids: list[int] = []
+        remaining = iter(grids)
+        for piece, is_marker in self._scanner.split(rendered):
+            if piece in _MARKS:
+                ids += [self._media_ids.patch] * num_tokens(next(remaining))
+            elif is_marker:
+                ids.append(self.tokenizer.markers[piece])
+            else:
+                ids += self.tokenizer.encode(piece)
+        return ids
+
+    def target_ids(self, sample: Sample) -> list[int]:
+        """What the model shall write: reasoning and its end tag if it thinks, the answer, </s>."""
+        ids: list[int] = []
+        if sample.reasoning is not None:
+            ids += self._text(f"\n{sample.reasoning}\n</think>\n")
+        for part in sample.answer if sample.spelled else [sample.answer]:
+            ids += self._text(part)
+        return [*ids, self.tokenizer.markers[_EOS]]
+
+    def decode(self, token_ids: list[int]) -> str:
+        return self.tokenizer.decode(token_ids)
+
+    def _text(self, text: str) -> list[int]:
+        """With the markers that the model itself writes: </think> and <tool_call>."""
+        ids: list[int] = []
+        for piece, is_marker in self._scanner.split(text):
+            ids += [self.tokenizer.markers[piece]] if is_marker else self.tokenizer.encode(piece)
+        return ids
+
+    def _cut(self, item: Image.Image | Clip) -> tuple[np.ndarray, Grid]:
+        if isinstance(item, Clip):
+            return self._cut_clip(item)
+        height, width = smart_resize(
+            item.height, item.width, self.options.image_min_pixels, self.options.image_max_pixels
+        )
+        grid = (1, height // 14, width // 14)
+        patches = np.empty((grid[1] * grid[2], PATCH_BYTES), np.uint8)
+        write_patches(resize(item, height, width), patches)
+        return patches, grid
+
+    def _cut_clip(self, clip: Clip) -> tuple[np.ndarray, Grid]:
+        """Choose frames, stamp them, and make their number even by repeating the last (5.2 to 5.4)."""
+        facts = VideoFacts(len(clip.frames), clip.fps, clip.duration)
+        indices = choose_frames(facts, self.options)
+        first = clip.frames[0]
+        height, width = smart_resize(
+            first.height, first.width, self.options.video_min_pixels, self.options.video_max_pixels
+        )
+        even = len(indices) + len(indices) % 2
+        grid = (even, height // 14, width // 14)
+        patches = np.empty((even, grid[1] * grid[2], PATCH_BYTES), np.uint8)
+        for row, (index, seconds) in enumerate(zip(indices, timestamps(indices, facts), strict=True)):
+            frame = clip.frames[index].copy()
+            self._font.draw(frame, seconds)
+            write_patches(resize(frame, height, width), patches[row])
+        if even > len(indices):
+            patches[-1] = patches[-2]
+        return patches.reshape(-1, PATCH_BYTES), grid
+
+
+def _template_message(message: Message) -> Message:
+    """Pictures and clips become the parts that templates know."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    kinds = {"text": "text", "image": "image_url", "video": "video_url"}
+    parts = [{"type": kinds[p["type"]], **({"text": p["text"]} if p["type"] == "text" else {})} for p in content]
+    return {**message, "content": parts}
+
+
+def num_tokens(grid: Grid) -> int:
+    return num_image_tokens(*grid[1:]) if grid[0] == 1 else num_video_tokens(*grid)
+
+
+def positions(token_ids: np.ndarray, grids: list[Grid], placeholder: int) -> np.ndarray:
+    """[3, L] int32: t = h = w for text; frames, rows and columns from a running counter for media."""
+    columns: list[tuple[int, int, int]] = []
+    remaining = iter(grids)
+    counter = index = 0
+    while index < len(token_ids):
+        if token_ids[index] != placeholder:
+            columns.append((counter, counter, counter))
+            counter, index = counter + 1, index + 1
+            continue
+        frames, rows, width = next(remaining)
+        extent = (max(1, frames // 2), rows // 2, width // 2)
+        columns += [
+            (counter + t, counter + h, counter + w)
+            for t in range(extent[0])
+            for h in range(extent[1])
+            for w in range(extent[2])
+        ]
+        index += extent[0] * extent[1] * extent[2]
+        counter += max(extent)
+    return np.array(columns, np.int32).T.copy()

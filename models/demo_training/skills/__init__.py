@@ -1,0 +1,32 @@
+"""All skills by name. A skill is a function from a random source to a sample; it never ends and keeps nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from models.demo_training.sample import Sample
+from models.demo_training.skills import chat, counting, pictures, positions, reading, shapes, text, tools, video
+
+Skill = Callable[[random.Random], Sample]
+
+SKILLS: dict[str, Skill] = {
+    "shapes": shapes.sample,
+    "counts": counting.sample,
+    "positions": positions.sample_position,
+    "sizes": positions.sample_size,
+    "digits": reading.sample_digits,
+    "words": reading.sample_words,
+    "pictures": pictures.sample,
+    "motion": video.sample_motion,
+    "flashes": video.sample_flashes,
+    "colour_order": video.sample_colour_order,
+    "moment": video.sample_moment,
+    "chat": chat.sample,
+    "refusal": chat.sample_refusal,
+    "arithmetic": text.sample_arithmetic,
+    "repeat": text.sample_repeat,
+    "thinking": pictures.sample_thinking,
+    "tools": tools.sample_tools,
+    "json": tools.sample_json,
+}

@@ -1,0 +1,181 @@
+"""Two to four pictures: which one shows something, what one of them shows, what differs between two."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from models.demo_training.checkers import is_number, names_in_order
+from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language, vary
+from models.demo_training.finish import SEVERAL, picture_size
+from models.demo_training.names import COLOURS, SHAPES, Language, a_thing, sentence, thing
+from models.demo_training.sample import Sample, picture
+from models.demo_training.scene import Scene, compatible_colours, place_things, random_kinds, random_scene
+from models.demo_training.skills.reading import random_number, text_picture
+from models.demo_training.skills.shapes import names_things
+
+NUMBER_SIDES = (84, 140)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One of the pictures: what it shows in words, and how many things if that is asked."""
+
+    image: Image.Image
+    words: str
+    count: int = 0
+
+
+def sample(rng: random.Random) -> Sample:
+    language = pick_language(rng)
+    make = rng.choices((_which, _most, _number, _what_in, _difference), weights=(4, 2, 2, 2, 2))[0]
+    exercise, images = make(rng, language)
+    return conversation(rng, "pictures", language, [exercise], [picture(image) for image in images])
+
+
+def sample_thinking(rng: random.Random) -> Sample:
+    """The same kinds of question, always with the chain written out."""
+    language = pick_language(rng)
+    make = rng.choices((_which, _most, _number, _difference), weights=(3, 4, 1, 2))[0]
+    exercise, images = make(rng, language)
+    return conversation(rng, "thinking", language, [exercise], [picture(i) for i in images], thinks=True)
+
+
+def _how_many(rng: random.Random) -> int:
+    return rng.choices((2, 3, 4), weights=(4, 4, 2))[0]
+
+
+def _chain(shown: list[Shown], language: Language) -> str:
+    lines = [
+        in_language(language, f"Picture {i} has {s.words}.", f"图片{i}有{s.words}。")
+        for i, s in enumerate(shown, 1)
+    ]
+    return in_language(language, " ", "").join(lines)
+
+
+def _picture_answer(number: int, language: Language) -> str:
+    return in_language(language, f"Picture {number}.", f"图片{number}。")
+
+
+def _small_scene(rng: random.Random, count: int) -> Scene:
+    return random_scene(rng, count, SEVERAL, may_be_large=False)
+
+
+def _which(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
+    """One picture has the thing, the others do not."""
+    scenes: list[Scene] = []
+    while len(scenes) < _how_many(rng) or len(scenes) < 2:
+        scenes.append(_small_scene(rng, rng.choices((1, 2), weights=(3, 1))[0]))
+    number = rng.randrange(len(scenes))
+    wanted = rng.choice(scenes[number].things)
+    for i in range(len(scenes)):
+        while i != number and scenes[i].of(wanted.shape, wanted.colour):
+            scenes[i] = _small_scene(rng, 1)
+    question = vary(
+        rng,
+        language,
+        ("Which picture shows {what}?", "Which picture has {what}?", "In which picture is {what}?"),
+        ("哪张图片有{what}？", "哪一张图里有{what}？"),
+        what=a_thing(wanted.shape, wanted.colour, language),
+    )
+    shown = [Shown(s.render(rng), s.describe(language)) for s in scenes]
+    exercise = Exercise(
+        question, _picture_answer(number + 1, language), _chain(shown, language), is_number(number + 1)
+    )
+    return exercise, [s.image for s in shown]
+
+
+def _most(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
+    """Equal things in every picture, in different numbers."""
+    shape, most = rng.choice(list(SHAPES)), rng.random() < 0.6
+    colour = rng.choice(compatible_colours(rng))
+    counts = rng.sample(range(1, 7), _how_many(rng))
+    shown = []
+    for count in counts:
+        size = picture_size(rng, SEVERAL if count < 4 else (98, SEVERAL[1]), may_be_large=False)
+        scene = Scene(size, place_things(rng, [(shape, colour)] * count, size))
+        joint = in_language(language, f"{count} ", f"{count}个")
+        shown.append(Shown(scene.render(rng), joint + thing(shape, colour, language, count), count))
+    number = counts.index(max(counts) if most else min(counts)) + 1
+    question = vary(
+        rng,
+        language,
+        ("Which picture has the {which} {what}?", "Which picture shows the {which} {what}?"),
+        ("哪张图片的{what}{which}？", "哪一张图里{what}{which}？"),
+        which=in_language(language, "most" if most else "fewest", "最多" if most else "最少"),
+        what=SHAPES[shape].say(language, 2),
+    )
+    exercise = Exercise(question, _picture_answer(number, language), _chain(shown, language), is_number(number))
+    return exercise, [s.image for s in shown]
+
+
+def _number(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
+    numbers: list[str] = []
+    while len(numbers) < 2 or (len(numbers) < 4 and rng.random() < 0.4):
+        candidate = random_number(rng, 3)
+        if candidate not in numbers:
+            numbers.append(candidate)
+    number = rng.randrange(len(numbers))
+    question = vary(
+        rng,
+        language,
+        ("Which picture shows the number {n}?", "In which picture is the number {n}?"),
+        ("哪张图片写着{n}？", "数字{n}在哪张图片里？"),
+        n=numbers[number],
+    )
+    images = [text_picture(rng, n, NUMBER_SIDES, with_shape=0.0) for n in numbers]
+    shown = [
+        Shown(i, in_language(language, f"the number {n}", f"数字{n}")) for i, n in zip(images, numbers, strict=True)
+    ]
+    exercise = Exercise(
+        question, _picture_answer(number + 1, language), _chain(shown, language), is_number(number + 1)
+    )
+    return exercise, images
+
+
+def _what_in(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
+    scenes = [_small_scene(rng, rng.choices((1, 2), weights=(3, 1))[0]) for _ in range(_how_many(rng))]
+    number = rng.randrange(len(scenes))
+    question = vary(
+        rng,
+        language,
+        ("What is in picture {n}?", "What does picture {n} show?", "Describe picture {n}."),
+        ("图片{n}里有什么？", "描述图片{n}。"),
+        n=number + 1,
+    )
+    shown = [Shown(s.render(rng), s.describe(language)) for s in scenes]
+    answer = sentence(shown[number].words, language)
+    exercise = Exercise(question, answer, _chain(shown, language), names_things(scenes[number].things))
+    return exercise, [s.image for s in shown]
+
+
+def _difference(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
+    """Two pictures of the same things, but one changed its colour or its shape."""
+    colours = compatible_colours(rng)
+    size = picture_size(rng, SEVERAL, may_be_large=False)
+    first = Scene(size, place_things(rng, random_kinds(rng, rng.randint(1, 3), colours=colours), size))
+    index = rng.randrange(len(first.things))
+    old = first.things[index]
+    if rng.random() < 0.5:
+        new = replace(old, colour=rng.choice([c for c in colours if c != old.colour]))
+    else:
+        new = replace(old, shape=rng.choice([s for s in SHAPES if s != old.shape]))
+    things = list(first.things)
+    things[index] = new
+    second = Scene(size, tuple(things))
+    question = vary(
+        rng,
+        language,
+        ("What is different?", "What differs between the two pictures?", "What changed from picture 1 to picture 2?"),
+        ("有什么不同？", "两张图片有什么区别？", "从图片1到图片2有什么变化？"),
+    )
+    answer = in_language(
+        language,
+        f"The {old.say('en')} became {new.a('en')}.",
+        f"{old.say('zh')}变成了{new.say('zh')}。",
+    )
+    checker = names_in_order([old.colour, old.shape, new.colour, new.shape], {**COLOURS, **SHAPES})
+    shown = [Shown(s.render(rng), s.describe(language)) for s in (first, second)]
+    return Exercise(question, answer, _chain(shown, language), checker), [s.image for s in shown]

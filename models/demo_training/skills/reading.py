@@ -1,0 +1,127 @@
+"""Read what is written in a picture: numbers of one to six digits, short words, at any place, in many faces."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from PIL import Image, ImageDraw
+
+from models.demo_training import drawing, fonts
+from models.demo_training.checkers import both, contains, is_number, says_exactly
+from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language, vary
+from models.demo_training.finish import finish, picture_size
+from models.demo_training.lexicon import WORDS, letters
+from models.demo_training.names import SHAPES, Language
+from models.demo_training.sample import Sample, picture
+
+SIDES = (84, 240)
+MIN_TEXT_HEIGHT = 13  # pixels of the font size in the final picture; smaller glyphs blur under JPEG
+INK_CONTRAST = 150.0  # thin strokes need more than filled shapes do
+INK = ("black", "white", "red", "green", "blue", "purple", "brown", "orange")
+
+
+def sample_digits(rng: random.Random) -> Sample:
+    language = pick_language(rng)
+    number = random_number(rng)
+    question = vary(
+        rng,
+        language,
+        ("What number is in the picture?", "Which number do you see?", "Read the number.", "What is the number?",
+         "What number is written here?", "Read this."),
+        ("图中的数字是多少？", "读出这个数字。", "图片里写的是什么数字？", "你看到什么数字？"),
+    )  # fmt: skip
+    chain = _spelling_chain(number, language)
+    exercise = Exercise(question, number, chain, both(says_exactly(number), is_number(float(number))))
+    return conversation(rng, "digits", language, [exercise], [picture(text_picture(rng, number))])
+
+
+def sample_words(rng: random.Random) -> Sample:
+    language = pick_language(rng)
+    word = random_word(rng)
+    question = vary(
+        rng,
+        language,
+        ("What word is in the picture?", "Which word do you see?", "Read the word.", "What does it say?",
+         "What is written here?", "Read the text in this image.", "Read this."),
+        ("图中写的是什么单词？", "读出这个单词。", "图片里写了什么？", "上面写着什么？"),
+    )  # fmt: skip
+    exercise = Exercise(question, word, _spelling_chain(word, language), both(says_exactly(word), contains(word)))
+    sample = conversation(rng, "words", language, [exercise], [picture(text_picture(rng, word))])
+    return replace(sample, spelled=True)
+
+
+def random_number(rng: random.Random, most_digits: int = 6) -> str:
+    """Every length equally often; no leading zero, so the number and its digits are the same text."""
+    length = rng.randint(1, most_digits)
+    return str(rng.randint(0 if length == 1 else 10 ** (length - 1), 10**length - 1))
+
+
+def random_word(rng: random.Random) -> str:
+    """Two in three from the lexicon, else made up; lower case, upper case or capitalised."""
+    word = rng.choice(WORDS) if rng.random() < 0.65 else letters(rng, rng.randint(3, 7))
+    return rng.choices((word, word.upper(), word.capitalize()), weights=(3, 1, 1))[0]
+
+
+def _spelling_chain(written: str, language: Language) -> str:
+    spelled = " ".join(written)
+    return in_language(language, f"I read: {spelled}.", f"我读到：{spelled}。")
+
+
+def text_picture(
+    rng: random.Random, written: str, sides: tuple[int, int] = SIDES, with_shape: float = 0.15
+) -> Image.Image:
+    """One text at a random place, size, slant and colour; now and then a shape beside it."""
+    ink = rng.choice(INK)
+    background = drawing.background_for(rng, [ink], INK_CONTRAST)
+    face = fonts.random_face(rng)
+    size, stamp = _fitting_stamp(rng, written, face, sides, drawing.jitter(rng, drawing.RGB[ink]))
+    canvas = drawing.halve(drawing.blank(rng, size, background))
+    left = rng.randint(0, size[0] - stamp.width)
+    top = rng.randint(0, size[1] - stamp.height)
+    if rng.random() < with_shape:
+        _shape_beside(rng, canvas, (left, top, left + stamp.width, top + stamp.height), background)
+    canvas.paste(stamp, (left, top), stamp)
+    return finish(rng, canvas)
+
+
+def _fitting_stamp(
+    rng: random.Random, written: str, face: fonts.Face, sides: tuple[int, int], ink: drawing.Colour
+) -> tuple[tuple[int, int], Image.Image]:
+    """A picture size and the text as an RGBA stamp that fits into it."""
+    while True:
+        size = picture_size(rng, sides, may_be_large=False)
+        largest = min(0.6 * size[1], 1.7 * size[0] / (len(written) + 0.6))
+        if largest < MIN_TEXT_HEIGHT:
+            continue
+        height = int(rng.triangular(MIN_TEXT_HEIGHT, largest, min(largest, max(MIN_TEXT_HEIGHT, 0.75 * largest))))
+        stamp = render_text(written, face, height, ink, rng.uniform(-7, 7) if rng.random() < 0.3 else 0.0)
+        if stamp.width <= size[0] - 4 and stamp.height <= size[1] - 2:
+            return size, stamp
+
+
+def render_text(written: str, face: fonts.Face, height: int, ink: drawing.Colour, degrees: float) -> Image.Image:
+    """The text alone on a transparent ground, cropped to its glyphs plus two pixels."""
+    font = fonts.load(face, height)
+    left, top, right, bottom = font.getbbox(written)
+    stamp = Image.new("RGBA", (int(right - left) + 4, int(bottom - top) + 4), (*ink, 0))
+    ImageDraw.Draw(stamp).text((2 - left, 2 - top), written, font=font, fill=(*ink, 255))
+    return stamp.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=(*ink, 0)) if degrees else stamp
+
+
+def _shape_beside(
+    rng: random.Random, canvas: Image.Image, text_box: tuple[int, int, int, int], background: drawing.Colour
+) -> None:
+    """A small distracting shape that does not touch the text, if there is room."""
+    colours = [c for c, rgb in drawing.RGB.items() if drawing.distance(rgb, background) >= drawing.MIN_CONTRAST]
+    radius = rng.uniform(0.06, 0.12) * min(canvas.size)
+    for _ in range(12):
+        x, y = rng.uniform(radius, canvas.width - radius), rng.uniform(radius, canvas.height - radius)
+        inside_x = text_box[0] - radius - 2 < x < text_box[2] + radius + 2
+        inside_y = text_box[1] - radius - 2 < y < text_box[3] + radius + 2
+        if not (inside_x and inside_y):
+            half = drawing.OVERSAMPLING  # the canvas is in final pixels already
+            drawing.draw_shape(
+                canvas, rng.choice(list(SHAPES)), drawing.RGB[rng.choice(colours)], (x / half, y / half), radius / half
+            )
+            return

@@ -1,0 +1,253 @@
+"""Clips: which way something moves, how often it flashes, the order of its colours, when something happens.
+
+Frames are at most 16 in most clips, so the server's frame choice keeps them all; the events of longer clips last long
+enough to survive it. The time is not drawn here: the server stamps every frame itself.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+from PIL import Image
+
+from models.demo_training import drawing
+from models.demo_training.checkers import is_number, names_in_order, names_only
+from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language, vary
+from models.demo_training.finish import FRAME, finish, picture_size
+from models.demo_training.names import COLOURS, DIRECTIONS, SHAPES, Language, join, sentence, thing
+from models.demo_training.sample import Clip, Sample, video
+from models.demo_training.scene import MAX_TILT, compatible_colours
+
+RATES = (2.0, 4.0, 5.0, 10.0)  # frames per second; slower ones would be sampled with repeats
+SHORT = (6, 16)  # frames of a clip that is used whole
+LONG = (17, 30)
+TIMESTAMP_SHARE = 0.16  # of the height, at the top: things stay below it so the stamp covers nothing
+
+
+def sample_motion(rng: random.Random) -> Sample:
+    language = pick_language(rng)
+    shape, colour, background = _look(rng)
+    step, name = rng.choice(list(DIRECTIONS.items()))
+    count = rng.randint(*(SHORT if rng.random() < 0.8 else LONG))
+    size, radius = _frame_size(rng)
+    start, end = _path(rng, step, size, radius)
+    still = rng.random() < 0.1
+    tilt = rng.uniform(-MAX_TILT, MAX_TILT)
+
+    def draw(index: int) -> Image.Image:
+        share = 0.0 if still else index / (count - 1)
+        centre = (start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1]))
+        return _frame(size, background, [(shape, colour, centre, radius, tilt)])
+
+    question = vary(
+        rng,
+        language,
+        ("Which way does the {shape} move?", "In which direction does it move?", "Where does the {shape} go?",
+         "What happens in the clip?", "How does the {shape} move?"),
+        ("{shape}往哪个方向移动？", "它往哪边移动？", "视频里发生了什么？", "{shape}怎么移动？"),
+        shape=SHAPES[shape].say(language),
+    )  # fmt: skip
+    what = thing(shape, colour, language)
+    exercise = _still_exercise(question, what, language) if still else _moving_exercise(question, what, step, language)
+    return _video_sample(rng, "motion", language, exercise, count, draw)
+
+
+def _moving_exercise(question: str, what: str, step: tuple[int, int], language: Language) -> Exercise:
+    name = DIRECTIONS[step]
+    to = f"to the {name.en}" if step[1] == 0 else name.en
+    answer = in_language(language, f"It moves {to}.", f"它向{name.zh}移动。")
+    start, end = ("left", "right") if step[1] == 0 else ("top", "bottom")
+    if step in ((-1, 0), (0, -1)):
+        start, end = end, start
+    zh = {"left": "左边", "right": "右边", "top": "上方", "bottom": "下方"}
+    chain = in_language(
+        language,
+        f"The {what} is first at the {start}, then at the {end}.",
+        f"{what}先在{zh[start]}，后来在{zh[end]}。",
+    )
+    return Exercise(question, answer, chain, names_only([step], DIRECTIONS))
+
+
+def _still_exercise(question: str, what: str, language: Language) -> Exercise:
+    answer = in_language(language, "It does not move.", "它没有移动。")
+    chain = in_language(language, f"The {what} stays at the same place.", f"{what}一直在同一个位置。")
+
+    def check(said: str) -> bool:
+        return "not move" in said.casefold() or "没有移动" in said
+
+    return Exercise(question, answer, chain, check)
+
+
+def sample_flashes(rng: random.Random) -> Sample:
+    """A thing that is there in some frames and not in others; from one to six times."""
+    language = pick_language(rng)
+    shape, colour, background = _look(rng)
+    flashes = rng.randint(1, 6)
+    on, off = [rng.randint(1, 2) for _ in range(flashes)], [rng.randint(1, 2) for _ in range(flashes + 1)]
+    while sum(on) + sum(off) > SHORT[1]:
+        on, off = [1] * flashes, [max(1, o - 1) for o in off]
+    pattern = [False] * off[0]
+    for i in range(flashes):
+        pattern += [True] * on[i] + [False] * off[i + 1]
+    size, radius = _frame_size(rng)
+    centre, tilt = _centre(rng, size, radius), rng.uniform(-MAX_TILT, MAX_TILT)
+
+    def draw(index: int) -> Image.Image:
+        return _frame(size, background, [(shape, colour, centre, radius, tilt)] if pattern[index] else [])
+
+    question = vary(
+        rng,
+        language,
+        ("How many times does the {shape} flash?", "How often does it flash?", "How many flashes are there?",
+         "Count the flashes."),
+        ("{shape}闪了几次？", "一共闪了多少次？", "数一数闪了几次。"),
+        shape=SHAPES[shape].say(language),
+    )  # fmt: skip
+    answer = in_language(language, f"It flashes {flashes} {'times' if flashes > 1 else 'time'}.", f"它闪了{flashes}次。")
+    marks = [in_language(language, "on" if p else "off", "亮" if p else "暗") for p in pattern]
+    chain = in_language(language, f"Frame by frame: {', '.join(marks)}.", f"逐帧看：{'、'.join(marks)}。")
+    exercise = Exercise(question, answer, chain, is_number(flashes))
+    return _video_sample(rng, "flashes", language, exercise, len(pattern), draw)
+
+
+def sample_colour_order(rng: random.Random) -> Sample:
+    """A thing changes its colour one to three times."""
+    language = pick_language(rng)
+    shape, _, background = _look(rng)
+    visible = [c for c in COLOURS if drawing.distance(drawing.RGB[c], background) >= drawing.MIN_CONTRAST]
+    colours = rng.sample(visible, rng.randint(2, 4))
+    lengths = [rng.randint(2, 4 if rng.random() < 0.8 else 7) for _ in colours]
+    owner = [colour for colour, length in zip(colours, lengths, strict=True) for _ in range(length)]
+    size, radius = _frame_size(rng)
+    centre, tilt = _centre(rng, size, radius), rng.uniform(-MAX_TILT, MAX_TILT)
+
+    def draw(index: int) -> Image.Image:
+        return _frame(size, background, [(shape, owner[index], centre, radius, tilt)])
+
+    question = vary(
+        rng,
+        language,
+        ("Which colours does the {shape} have, in order?", "In what order do the colours appear?",
+         "List the colors in order.", "How does the colour of the {shape} change?"),
+        ("{shape}的颜色按顺序是什么？", "颜色出现的顺序是什么？", "{shape}的颜色怎么变化？"),
+        shape=SHAPES[shape].say(language),
+    )  # fmt: skip
+    names = [COLOURS[c].say(language) for c in colours]
+    answer = sentence(in_language(language, ", then ", "，然后").join(names), language)
+    chain = in_language(
+        language,
+        f"There are {len(colours)} colours: {join(names, 'en')}.",
+        f"有{len(colours)}种颜色：{join(names, 'zh')}。",
+    )
+    exercise = Exercise(question, answer, chain, names_in_order(colours, COLOURS))
+    return _video_sample(rng, "colour_order", language, exercise, len(owner), draw)
+
+
+def sample_moment(rng: random.Random) -> Sample:
+    """A thing appears, vanishes or changes its colour in one frame; the answer is that frame's time."""
+    language = pick_language(rng)
+    shape, colour, background = _look(rng)
+    count, rate = rng.randint(8, SHORT[1]), rng.choice(RATES)
+    moment = rng.randint(1, count - 2)
+    event = rng.choice(("appear", "disappear", "change"))
+    visible = [c for c in COLOURS if drawing.distance(drawing.RGB[c], background) >= drawing.MIN_CONTRAST]
+    other = rng.choice([c for c in visible if c != colour])
+    size, radius = _frame_size(rng)
+    centre, tilt = _centre(rng, size, radius), rng.uniform(-MAX_TILT, MAX_TILT)
+
+    def draw(index: int) -> Image.Image:
+        after = index >= moment
+        if (event == "appear" and not after) or (event == "disappear" and after):
+            return _frame(size, background, [])
+        shown = other if event == "change" and after else colour
+        return _frame(size, background, [(shape, shown, centre, radius, tilt)])
+
+    seconds = moment / rate
+    exercise = _moment_exercise(rng, event, shape, seconds, language)
+    return _video_sample(rng, "moment", language, exercise, count, draw, rate)
+
+
+def _moment_exercise(
+    rng: random.Random, event: str, shape: str, seconds: float, language: Language
+) -> Exercise:
+    en = {"appear": "appear", "disappear": "disappear", "change": "change its colour"}[event]
+    zh = {"appear": "出现", "disappear": "消失", "change": "变色"}[event]
+    question = vary(
+        rng,
+        language,
+        ("When does the {shape} {event}?", "At what time does the {shape} {event}?", "At which second does the {shape} {event}?"),
+        ("{shape}什么时候{event}？", "{shape}在第几秒{event}？"),
+        shape=SHAPES[shape].say(language),
+        event=in_language(language, en, zh),
+    )
+    answer = in_language(language, f"At {seconds:g} seconds.", f"在{seconds:g}秒。")
+    stamp = f"{int(seconds // 60):02d}:{seconds % 60:05.2f}"
+    chain = in_language(
+        language,
+        f"The first frame after the change shows 00:{stamp}.",
+        f"变化后的第一帧显示00:{stamp}。",
+    )
+    return Exercise(question, answer, chain, is_number(seconds))
+
+
+def _look(rng: random.Random) -> tuple[str, str, drawing.Colour]:
+    colour = rng.choice(compatible_colours(rng))
+    return rng.choice(list(SHAPES)), colour, drawing.background_for(rng, [colour])
+
+
+def _frame_size(rng: random.Random) -> tuple[tuple[int, int], float]:
+    size = picture_size(rng, FRAME, max_aspect=1.6, may_be_large=False)
+    return size, rng.uniform(0.14, 0.22) * min(size)
+
+
+def _area(size: tuple[int, int], radius: float) -> tuple[float, float, float, float]:
+    """Where a centre may be: inside the frame and below the time stamp."""
+    return radius + 1, TIMESTAMP_SHARE * size[1] + radius, size[0] - radius - 1, size[1] - radius - 1
+
+
+def _centre(rng: random.Random, size: tuple[int, int], radius: float) -> tuple[float, float]:
+    left, top, right, bottom = _area(size, radius)
+    return rng.uniform(left, right), rng.uniform(top, bottom)
+
+
+def _path(
+    rng: random.Random, step: tuple[int, int], size: tuple[int, int], radius: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Two ends that differ along the direction only, by at least half of the free way."""
+    left, top, right, bottom = _area(size, radius)
+    low, high = (left, right) if step[0] else (top, bottom)
+    way = (high - low) * rng.uniform(0.5, 1.0)
+    first = rng.uniform(low, high - way)
+    ends = (first, first + way) if sum(step) > 0 else (first + way, first)
+    across = rng.uniform(top, bottom) if step[0] else rng.uniform(left, right)
+    if step[0]:
+        return (ends[0], across), (ends[1], across)
+    return (across, ends[0]), (across, ends[1])
+
+
+Placed = tuple[str, str, tuple[float, float], float, float]
+
+
+def _frame(size: tuple[int, int], background: drawing.Colour, things: list[Placed]) -> Image.Image:
+    canvas = Image.new("RGB", (size[0] * drawing.OVERSAMPLING, size[1] * drawing.OVERSAMPLING), background)
+    for shape, colour, centre, radius, tilt in things:
+        drawing.draw_shape(canvas, shape, drawing.RGB[colour], centre, radius, tilt)
+    return drawing.halve(canvas)
+
+
+def _video_sample(
+    rng: random.Random,
+    skill: str,
+    language: Language,
+    exercise: Exercise,
+    count: int,
+    draw: Callable[[int], Image.Image],
+    rate: float | None = None,
+) -> Sample:
+    """Render all frames; wear is drawn once per clip, or a whole clip stays clean."""
+    worn = rng.random() < 0.4
+    frames = tuple(finish(rng, draw(i)) if worn else draw(i) for i in range(count))
+    chosen = rate or (rng.choice(RATES) if count <= SHORT[1] else float(math.ceil(count / 8)))
+    return conversation(rng, skill, language, [exercise], [video(Clip(frames, chosen))])
