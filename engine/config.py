@@ -65,12 +65,11 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     rank_timeout: float = 10.0  # a rank silent for longer is treated as dead
     seed: int = 0
 
-    # where a hub id comes from; used before the children start
-    revision: str = ""  # branch, tag or commit; the hub's default if empty
-    offline: bool = False  # never touch the network
+    offline: bool = False  # a hub id must be in the cache already
 
     # filled by the supervisor, not by flags
     run_directory: str = ""
+    display_name: str = ""  # of the model, for people: what was typed, without its folders
 
 
 def write_config(config: ServerConfig, path: Path) -> None:

@@ -48,8 +48,6 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
         Flag(("--model",), "model", values.text, "NAME",
              "a checkpoint folder in the -Paddle or -PT layout, a hub id (downloaded once), or, with "
              "--load-format dummy, a preset of models/presets", "the small model that comes with Octet"),
-        Flag(("--revision",), "revision", values.text, "REV", "branch, tag or commit of a hub id",
-             "the hub's main branch"),
         Switch(("--offline",), "offline",
                "never touch the network; a hub id must have been downloaded before"),
         Flag(("--served-model-name",), "served_model_name", values.text, "NAME",

@@ -15,7 +15,9 @@ class Outbox:
     outputs: dict[Client, list[RequestOutput]] = field(default_factory=dict)  # in order, per api process
     started: list[Sequence] = field(default_factory=list)  # got their first token
     finished: list[Sequence] = field(default_factory=list)  # whatever the reason
+    refused: list[int] = field(default_factory=list)  # HTTP statuses of requests that were not taken
     num_generated_tokens: int = 0
+    num_preemptions: int = 0
 
     def put(self, client: Client, output: RequestOutput) -> None:
         self.outputs.setdefault(client, []).append(output)

@@ -72,14 +72,22 @@ class Scheduler:
 
     # ------------------------------------------------------------------ requests come and go
 
-    def add(self, client: Client, request: AddRequest, now: float) -> None:
-        """Queue a request. Whatever is wrong with it ends that request alone, with an output that says so."""
+    def add(self, client: Client, request: AddRequest, now: float) -> bool:
+        """Queue a request. Whatever is wrong with it ends it alone: returns False, and an output says why."""
         try:
             self._queue(client, request, now)
         except RequestError as error:
-            self._refuse(client, request, error.message, error.status)
+            self.refuse(client, request, error.message, error.status)
+            return False
         except Exception as error:
-            self._refuse(client, request, f"the engine could not take this request: {error!r}", 500)
+            self.refuse(client, request, f"the engine could not take this request: {error!r}", 500)
+            return False
+        return True
+
+    def refuse(self, client: Client, request: AddRequest, message: str, status: int) -> None:
+        """Answer a request that is not taken."""
+        self._outbox.put(client, _error_output(request.request_id, message, status))
+        self._outbox.refused.append(status)
 
     def abort(self, request_id: str) -> None:
         """Forget a request now; unknown and finished ones are ignored."""
@@ -203,6 +211,7 @@ class Scheduler:
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         self.num_preemptions += 1
+        self._outbox.num_preemptions += 1
         self.waiting.put_back(sequence)
         draft.has_preempted = True
 
@@ -269,9 +278,6 @@ class Scheduler:
             )
         self._num_sequences += 1
         self._by_request[sequence.request_id] = sequence
-
-    def _refuse(self, client: Client, request: AddRequest, message: str, status: int) -> None:
-        self._outbox.put(client, _error_output(request.request_id, message, status))
 
     def _append(self, sequence: Sequence, sampled: SampledToken, now: float) -> None:
         """One sampled token becomes one output, the last one if it ends the sequence."""

@@ -71,7 +71,10 @@ def test_no_flags_give_the_defaults():
 
 def test_every_setting_has_a_flag():
     set_by_flags = {flag.field for group in GROUPS.values() for flag in group}
-    assert set_by_flags == {one.name for one in msgspec.structs.fields(ServerConfig)} - {"run_directory"}
+    assert set_by_flags == {one.name for one in msgspec.structs.fields(ServerConfig)} - {
+        "run_directory",
+        "display_name",
+    }
 
 
 def test_help_tells_every_flag_with_its_default(capsys):
