@@ -1,0 +1,174 @@
+"""Runs the CUDA bodies without a GPU: builds csrc/gpu with the host compiler and calls its launchers.
+
+The same `.cu` files that nvcc compiles are compiled by g++ against csrc/emulate, where CUDA threads are
+fibers (csrc/emulate/block.hpp). Buffers are NumPy arrays. What the emulator finds wrong with a kernel
+(a race, a divergent barrier, an access outside of the arrays it was given) is raised as EmulatorError with
+the kernel, block and thread. The suite uses it; nothing in the server does.
+
+Variables: OCTET_EMULATOR_SANITIZE=address builds with AddressSanitizer instead of the emulator's own hooks
+(start Python with LD_PRELOAD of libasan.so then); OCTET_EMULATOR_THREADS is how many OS threads run blocks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .build import NUM_JOBS, BuildError, cache_folder, find_compiler, locked
+
+SOURCE = Path(__file__).parent / "csrc"
+FLAGS = ("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
+INCLUDES = (SOURCE / "emulate", SOURCE / "gpu")
+# Kernels go through hooks that see every access (csrc/emulate/hooks.cpp); the emulator itself does not.
+HOOKS = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-Wno-tsan")
+ADDRESS = ("-fsanitize=address", "-fno-omit-frame-pointer")
+
+
+class EmulatorError(RuntimeError):
+    """A kernel did something that a GPU would not forgive, or that a launcher refuses."""
+
+
+class Emulator:
+    """The launchers of one emulated library, called by name with NumPy arrays."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._library.octet_emulator_report.restype = ctypes.c_char_p
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call octet::gpu::<name>; raises EmulatorError with what went wrong.
+
+        Arguments in the launcher's order: arrays (C-contiguous; read or written in place, and all that the
+        kernel may touch), None for a null pointer, int for any integer or enum, float for fp32, bool,
+        a ctypes structure passed by reference together with the arrays it points to: `(structure, arrays)`.
+        """
+        launcher = self._launcher(name)
+        self._library.octet_emulator_forget()
+        values = [self._value(argument) for argument in arguments]
+        wrong = launcher(*values)
+        if wrong is not None:
+            report = self._library.octet_emulator_report().decode()
+            raise EmulatorError(f"{name}: {wrong.decode()}" + (f": {report}" if report else ""))
+
+    def _launcher(self, name: str) -> Any:
+        address = ctypes.c_void_p.in_dll(self._library, f"octet_gpu_{name}").value
+        assert address is not None
+        return ctypes.CFUNCTYPE(ctypes.c_char_p)(address)
+
+    def _value(self, argument: Any) -> Any:
+        if argument is None:
+            return ctypes.c_void_p(None)
+        if isinstance(argument, np.ndarray):
+            assert argument.flags.c_contiguous, "an array must be contiguous"
+            return self._register(argument)
+        if isinstance(argument, tuple):
+            structure, arrays = argument
+            for array in arrays:
+                self._register(array)
+            return ctypes.byref(structure)
+        if isinstance(argument, bool):
+            return ctypes.c_bool(argument)
+        if isinstance(argument, int | np.integer):
+            return ctypes.c_int64(int(argument))
+        return ctypes.c_float(argument)
+
+    def _register(self, array: np.ndarray) -> ctypes.c_void_p:
+        """Allow kernels to touch the array's bytes; returns its address."""
+        pointer = ctypes.c_void_p(array.ctypes.data)
+        self._library.octet_emulator_register(pointer, ctypes.c_size_t(array.nbytes))
+        return pointer
+
+
+@cache
+def emulator() -> Emulator:
+    """All launchers of csrc/gpu, compiled on first use and kept in the cache."""
+    return Emulator(library_path(sorted((SOURCE / "gpu").glob("*.cu")), "cuda_ops"))
+
+
+def library_path(sources: Sequence[Path], name: str) -> Path:
+    """A library of the emulator and these .cu files. Raises BuildError with the compiler's words."""
+    compiler, base = find_compiler(), cache_folder().parent / "emulator"
+    objects = {source: base / f"{source.stem}-{_key(source)}.o" for source in (*_own_sources(), *sources)}
+    key = hashlib.sha256(" ".join(map(str, objects.values())).encode()).hexdigest()[:20]
+    library = base / f"{name}-{key}.so"
+    if library.exists():
+        return library
+    with locked(base / "build.lock"), ThreadPoolExecutor(NUM_JOBS) as pool:
+        missing = {source: made for source, made in objects.items() if not made.exists()}
+        list(pool.map(lambda item: _compile(compiler, *item), missing.items()))
+        shared = "-fsanitize=address" if _sanitizer() == "address" else ""
+        _run(
+            [compiler, "-shared", *filter(None, [shared]), *map(str, objects.values()), "-lpthread"], library
+        )
+    return library
+
+
+def address_sanitizer_runtime() -> Path | None:
+    """What LD_PRELOAD must name to load an AddressSanitizer build into Python; None if not installed."""
+    found = subprocess.run([find_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+    path = Path(found.stdout.strip())
+    return path.resolve() if path.is_absolute() and path.exists() else None
+
+
+def _own_sources() -> list[Path]:
+    return sorted((SOURCE / "emulate").glob("*.cpp"))
+
+
+def _sanitizer() -> str:
+    return os.environ.get("OCTET_EMULATOR_SANITIZE") or "hooks"
+
+
+def _flags(source: Path) -> tuple[str, ...]:
+    include = tuple(f"-I{folder}" for folder in INCLUDES)
+    if _sanitizer() == "address":
+        return (*FLAGS, *include, *ADDRESS)
+    hooks = HOOKS if source.suffix == ".cu" else ("-O2",)
+    return (*FLAGS, *include, "-DOCTET_EMULATE_HOOKS", *hooks)
+
+
+def _key(source: Path) -> str:
+    """Hash of a source, all headers it could include, and its flags."""
+    digest = hashlib.sha256(" ".join(_flags(source)).encode())
+    headers = [path for path in sorted(SOURCE.rglob("*")) if path.suffix in (".hpp", ".cuh", ".h")]
+    for path in (source, *headers):
+        if (
+            path.parent.name in ("emulate", "gpu", "include")
+            or path.name in ("status.h", "bf16.h")
+            or path == source
+        ):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:20]
+
+
+def _compile(compiler: str, source: Path, made: Path) -> None:
+    language = ["-x", "c++"] if source.suffix == ".cu" else []
+    ignored = ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+    _run([compiler, *_flags(source), *ignored, *language, "-c", str(source)], made)
+
+
+def _run(command: Sequence[str], made: Path) -> None:
+    """Run a compiler that writes `made`, which appears whole or not at all."""
+    made.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=made.parent, suffix=made.suffix)
+    os.close(handle)
+    try:
+        finished = subprocess.run([*command, "-o", temporary], capture_output=True, text=True)
+        if finished.returncode != 0:
+            raise BuildError(
+                "Compiling the emulator failed; the command was\n"
+                f"  {' '.join(command)}\n{finished.stderr.strip()}"
+            )
+        shutil.move(temporary, made)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
