@@ -91,6 +91,8 @@ class Sequences:
         for seq_id in plan.dropped:
             self._live.pop(seq_id, None)
         for new in plan.added:
+            if new.seq_id in self._live:
+                raise EngineError(f"the plan adds sequence {new.seq_id}, which is live; drop it first")
             self._live[new.seq_id] = LiveSequence(new)
         for chunk in plan.chunks:
             self[chunk.seq_id].block_table.extend(chunk.new_block_ids)

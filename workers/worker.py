@@ -35,12 +35,13 @@ from engine.messages import (
 from engine.model_config import ModelConfig, read_model_config
 from engine.status_page import Heart, Phase, StatusPage
 from workers.device import open_device
-from workers.device.base import Device, DtypeName
+from workers.device.base import Device
 from workers.kv_cache import blocks_that_fit
 from workers.loader import load_weights
 from workers.model.weights import ModelWeights, resident_bytes
 from workers.parallel import share_of
 from workers.pulse import PatientGroup, Pulse
+from workers.quant import activation_dtype
 from workers.runner import Runner
 from workers.vocabulary import count_token_ids
 
@@ -128,8 +129,7 @@ class Worker:
         share = share_of(model, self._rank, world)
         cuda_ops.set_num_threads(threads_per_rank(config))
         device = open_device(config, self._rank, self._open_group())
-        dtype: DtypeName = model.dtype if config.dtype == "auto" else config.dtype
-
+        dtype = activation_dtype(config, model)
         weights, weight_bytes = self._load(model, device)
         num_blocks = blocks_that_fit(config, model, share, dtype, device.total_memory())
         seconds = time.monotonic() - began

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from engine.model_config import ModelConfig
 from tests.workers.builders import Prompt, RawWeights, place_weights
 from workers.device.paddle import PaddleCpu
 from workers.runner import Runner
+
+Result = TypeVar("Result")
 
 BLOCK_SIZE = 4
 GREEDY = SamplingParams(max_tokens=1 << 20, temperature=0.0, num_logprobs=8)
@@ -82,6 +84,33 @@ def _write(tensor: Any, combine: Callable[[list[np.ndarray]], np.ndarray], parts
     np.from_dlpack(tensor)[...] = combine(parts)
 
 
+class RankThreads:
+    """`world` devices whose ranks run the same function, each on its thread."""
+
+    def __init__(self, world: int) -> None:
+        self._meeting = Meeting(world)
+        self._pool = ThreadPoolExecutor(world)
+        self.devices = [
+            PaddleCpu(rank, world, ThreadGroup(self._meeting, rank) if world > 1 else None)
+            for rank in range(world)
+        ]
+
+    def run(self, function: Callable[[PaddleCpu], Result]) -> list[Result]:
+        """The results in rank order; an error of any rank is raised."""
+        if len(self.devices) == 1:
+            return [function(self.devices[0])]
+
+        def run_in_turn(device: PaddleCpu) -> Result:
+            with self._meeting.turn:
+                try:
+                    return function(device)
+                except BaseException:
+                    self._meeting.barrier.abort()
+                    raise
+
+        return list(self._pool.map(run_in_turn, self.devices))
+
+
 class Ranks:
     """`world` runners of one model; `run` gives all of them the same plan."""
 
@@ -99,13 +128,10 @@ class Ranks:
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self._meeting = Meeting(world)
-        self._pool = ThreadPoolExecutor(world)
+        self._threads = RankThreads(world)
         dtype = dtype or config.dtype
 
-        def make(rank: int) -> Runner:
-            group = ThreadGroup(self._meeting, rank) if world > 1 else None
-            device = PaddleCpu(rank, world, group)
+        def make(device: PaddleCpu) -> Runner:
             return Runner(
                 config,
                 place_weights(raw, config, device, dtype),
@@ -117,22 +143,11 @@ class Ranks:
                 **runner_options,
             )
 
-        self.runners = [make(rank) for rank in range(world)]
+        self._runners = self._threads.run(make)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Rank 0's result; the other ranks must have learnt the same tokens."""
-        if len(self.runners) == 1:
-            return self.runners[0].run(plan)
-
-        def run_in_turn(runner: Runner) -> StepResult:
-            with self._meeting.turn:
-                try:
-                    return runner.run(plan)
-                except BaseException:
-                    self._meeting.barrier.abort()
-                    raise
-
-        results = list(self._pool.map(run_in_turn, self.runners))
+        results = self._threads.run(lambda device: self._runners[device.rank].run(plan))
         tokens = [[(token.seq_id, token.token_id) for token in result.tokens] for result in results]
         assert all(one == tokens[0] for one in tokens), f"ranks disagree: {tokens}"
         return results[0]
@@ -149,6 +164,7 @@ class Driver:
         self._added: list[NewSequence] = []
         self._dropped: list[int] = []
         self._blocks: dict[int, list[int]] = {}
+        self._unsent_blocks: dict[int, list[int]] = {}  # cached ones, before the first chunk
         self._num_computed: dict[int, int] = {}
         self._num_known: dict[int, int] = {}  # prompt and output tokens
         self._prompts: dict[int, tuple[Prompt, SamplingParams]] = {}
@@ -162,6 +178,15 @@ class Driver:
         self._prompts[seq_id] = (prompt, sampling)
         self.outputs[seq_id] = []
         self._announce(seq_id, generated or [])
+        return seq_id
+
+    def add_with_cached_blocks(self, prompt: Prompt, source: int, num_blocks: int) -> int:
+        """Add a sequence whose first blocks are another's, as after a hit in a prefix cache."""
+        seq_id = self._next_id
+        self._next_id += 1
+        self._prompts[seq_id] = (prompt, self._prompts[source][1])
+        self.outputs[seq_id] = []
+        self._announce(seq_id, [], self._blocks[source][:num_blocks])
         return seq_id
 
     def preempt(self, seq_id: int) -> None:
@@ -206,13 +231,23 @@ class Driver:
             if t.logprobs is not None
         ]
 
-    def _announce(self, seq_id: int, generated: list[int]) -> None:
+    def _announce(self, seq_id: int, generated: list[int], cached_blocks: list[int] | None = None) -> None:
         prompt, sampling = self._prompts[seq_id]
         token_ids = prompt.token_ids + generated
-        self._blocks[seq_id] = []
-        self._num_computed[seq_id] = 0
+        self._unsent_blocks[seq_id] = list(cached_blocks or [])
+        self._blocks[seq_id] = list(cached_blocks or [])
+        self._num_computed[seq_id] = len(self._blocks[seq_id]) * self.ranks.block_size
         self._num_known[seq_id] = len(token_ids)
-        self._added.append(NewSequence(seq_id, token_ids, len(prompt.token_ids), sampling, prompt.media))
+        self._added.append(
+            NewSequence(
+                seq_id,
+                token_ids,
+                len(prompt.token_ids),
+                sampling,
+                prompt.media,
+                self._num_computed[seq_id],
+            )
+        )
 
     def _chunk(self, seq_id: int, count: int) -> Chunk:
         computed = self._num_computed[seq_id] + count
@@ -220,4 +255,5 @@ class Driver:
         new_blocks = [self._free.pop(0) for _ in range(max(missing, 0))]
         self._blocks[seq_id] += new_blocks
         self._num_computed[seq_id] = computed
-        return Chunk(seq_id, count, new_blocks, samples=computed == self._num_known[seq_id])
+        sent = self._unsent_blocks.pop(seq_id, []) + new_blocks
+        return Chunk(seq_id, count, sent, samples=computed == self._num_known[seq_id])

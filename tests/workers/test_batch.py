@@ -72,6 +72,13 @@ def test_dropping_a_sequence_that_never_came_changes_nothing():
     assert len(sequences) == 0
 
 
+def test_adding_a_live_sequence_again_is_refused():
+    sequences = Sequences()
+    sequences.apply(StepPlan(0, added=[make_new(4, [1])]))
+    with pytest.raises(EngineError, match="sequence 4, which is live"):
+        sequences.apply(StepPlan(1, added=[make_new(4, [1])]))
+
+
 def test_unknown_sequence_is_named():
     with pytest.raises(EngineError, match="sequence 5, which was never added"):
         Sequences().apply(StepPlan(0, [Chunk(5, 1, [0], True)]))
