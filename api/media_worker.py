@@ -1,8 +1,8 @@
-"""A decoding process: takes jobs from stdin, answers on stdout, trusts nothing that it decodes.
+"""A decoding process: takes jobs from stdin, answers on stdout (one socket), trusts nothing that it decodes.
 
     python -m api.media_worker <model folder> <threads> <memory bytes>
 
-It holds no secrets, opens no socket and is limited in memory and time, so that a hostile file costs one
+It holds no secrets, opens no connection and is limited in memory and time, so that a hostile file costs one
 request, not the server. The other side is media/pool.py.
 """
 

@@ -18,6 +18,8 @@ def is_public(text: str) -> bool:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
     return all(_is_global(form) for form in (address, *_carried(address)))
 
 
@@ -27,14 +29,15 @@ def is_numeric_host(host: str) -> bool:
 
 
 def _is_global(address: _Address) -> bool:
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    is_site_local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+    return address.is_global and not address.is_multicast and not is_site_local
 
 
 def _carried(address: _Address) -> list[_Address]:
-    """IPv4 addresses inside a mapped, 6to4, Teredo or NAT64 address."""
+    """IPv4 addresses inside a 6to4, Teredo or NAT64 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
-    carried: list[_Address | None] = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    carried: list[_Address | None] = [address.sixtofour, *(address.teredo or ())]
     if address in _NAT64:
         carried.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return [inner for inner in carried if inner is not None]

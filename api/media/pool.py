@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
+import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,8 @@ WALL_SECONDS = {"image": 60.0, "video": 600.0}  # for one job, on a busy machine
 _START_SECONDS = 60.0
 _ABANDONED_SECONDS = 2.0  # a job nobody waits for may end by itself this long
 _MEMORY = 4 << 30  # address space of one process
+# What a process that died or talks nonsense looks like from here; a TimeoutError is an OSError.
+_BROKEN = (EOFError, OSError, ValueError, msgspec.DecodeError, asyncio.TimeoutError)
 _ROOT = Path(__file__).resolve().parents[2]
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "SYSTEMROOT")
 
@@ -42,16 +45,16 @@ class DecoderPool:
             "video": [_Decoder(model_folder, max(1, cores // (2 * num_videos))) for _ in range(num_videos)],
         }
         self._idle: dict[str, asyncio.LifoQueue[_Decoder]] = {}
+        for kind, decoders in self._decoders.items():
+            self._idle[kind] = asyncio.LifoQueue()
+            for decoder in reversed(decoders):  # last in, first out: the first one is used most
+                self._idle[kind].put_nowait(decoder)
         self._max_waiting = max_waiting
         self._num_waiting = 0
         self._abandoned: set[asyncio.Task] = set()
 
     async def start(self) -> None:
         """Start one process, so that a missing font ends the server now. Raises ConfigError."""
-        for kind, decoders in self._decoders.items():
-            self._idle[kind] = asyncio.LifoQueue()
-            for decoder in reversed(decoders):  # last in, first out: the first one is used most
-                self._idle[kind].put_nowait(decoder)
         await self._decoders["image"][0].start()
 
     async def decode(self, job: DecodeJob) -> Decoded | Refused:
@@ -105,27 +108,21 @@ class _Decoder:
     """One place for a process; the process may come and go."""
 
     def __init__(self, model_folder: str, threads: int) -> None:
-        self._arguments = (model_folder, str(threads), str(_MEMORY))
-        self._process: Process | None = None
+        self._command = [sys.executable, "-m", "api.media_worker", model_folder, str(threads), str(_MEMORY)]
+        self._process: subprocess.Popen | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
 
     async def start(self) -> None:
         """Raises ConfigError with the process' own sentence when it cannot work."""
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        environment |= {"PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "api.media_worker", *self._arguments),
-            stdin=PIPE,
-            stdout=PIPE,
-            env=environment,
-            cwd=_ROOT,
-        )
+        self._reader, self._writer = await asyncio.open_connection(sock=self._spawn())
         try:
             reply = await asyncio.wait_for(self._receive(), _START_SECONDS)
-        except (EOFError, OSError, ValueError, asyncio.TimeoutError, TimeoutError):
+        except _BROKEN:
             await self.stop()
             raise ConfigError("A media decoding process did not start; its words are above.") from None
         except BaseException:
-            self._kill()
+            await self.stop()
             raise
         if not isinstance(reply, DecoderReady) or reply.error:
             await self.stop()
@@ -133,13 +130,14 @@ class _Decoder:
 
     async def run(self, job: DecodeJob) -> Decoded | Refused:
         try:
-            if self._process is None or self._process.returncode is not None:
+            if self._process is None or self._process.poll() is not None:
+                await self.stop()
                 await self.start()
             return await asyncio.wait_for(self._exchange(job), WALL_SECONDS[job.kind])
         except (asyncio.TimeoutError, TimeoutError):
             await self.stop()
             return Refused("took too long to decode; send a smaller or shorter one")
-        except (EOFError, OSError, ValueError, msgspec.DecodeError):
+        except _BROKEN:
             status = await self.stop()
             logger.warning("a decoder of %ss ended with status %s and is replaced", job.kind, status)
             return Refused("could not be decoded; it is damaged or needs too much memory or time")
@@ -147,25 +145,34 @@ class _Decoder:
             logger.error("%s", error)
             return Refused("cannot be decoded by this server at the moment", 503)
         except BaseException:
-            self._kill()  # cancelled in the middle of an exchange: the pipe is out of step
+            await self.stop()  # cancelled in the middle of an exchange: the pipe is out of step
             raise
 
     async def stop(self) -> int | None:
         """End the process and wait for it; its exit status, None if there was none."""
-        process = self._kill()
-        return await process.wait() if process is not None else None
-
-    def _kill(self) -> Process | None:
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-        return process
+        if self._writer is not None:
+            self._writer.close()
+            self._reader = self._writer = None
+        if process is None:
+            return None
+        process.kill()
+        return await asyncio.to_thread(process.wait)
+
+    def _spawn(self) -> socket.socket:
+        """Start the process from this thread, since it dies with the thread that started it."""
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment |= {"PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        ours, theirs = socket.socketpair()
+        with theirs:
+            end = theirs.fileno()
+            self._process = subprocess.Popen(self._command, stdin=end, stdout=end, env=environment, cwd=_ROOT)
+        return ours
 
     async def _exchange(self, job: DecodeJob) -> Decoded | Refused:
-        assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(pack(job))
-        await self._process.stdin.drain()
+        assert self._writer is not None
+        self._writer.write(pack(job))
+        await self._writer.drain()
         reply = await self._receive()
         if isinstance(reply, DecoderReady):
             raise ValueError("a second greeting")
@@ -173,9 +180,9 @@ class _Decoder:
 
     async def _receive(self) -> Decoded | Refused | DecoderReady:
         """asyncio.IncompleteReadError, an EOFError, when the process ended."""
-        assert self._process is not None and self._process.stdout is not None
-        header = await self._process.stdout.readexactly(4)
-        return unpack_reply(await self._process.stdout.readexactly(frame_length(header)))
+        assert self._reader is not None
+        header = await self._reader.readexactly(4)
+        return unpack_reply(await self._reader.readexactly(frame_length(header)))
 
 
 def _remove(path: str) -> None:

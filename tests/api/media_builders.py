@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -22,6 +21,8 @@ from api.media.options import MediaOptions
 from api.media.protocol import Decoded, DecodeJob, Refused
 from api.media.timestamp import TimestampFont
 from engine.config import ServerConfig
+
+T = TypeVar("T")
 
 
 def make_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -89,42 +90,39 @@ def decode(
     return reply, np.fromfile(output, np.uint8).reshape(-1, 588)
 
 
-def make_loader(folder: Path, **settings: Any) -> MediaLoader:
+def make_loader(folder: Path, resolver: Any = None, **settings: Any) -> MediaLoader:
     config = {"run_directory": str(folder / "run"), "media_workers": 1, **settings}
-    return MediaLoader(ServerConfig(**config))
+    return MediaLoader(ServerConfig(**config), resolver)
 
 
 def with_loader(
     folder: Path, use: Callable[[MediaLoader], Awaitable[Any]], resolver: Any = None, **settings: Any
 ) -> Any:
-    """Start a loader with its decoding processes, run `use`, and check that nothing is left behind."""
+    """Run `use` with a loader, then check that it left nothing behind but what `use` returned.
+
+    Decoding processes start when they are needed, so a test without decoding starts none.
+    """
 
     async def run() -> Any:
-        config = {"run_directory": str(folder / "run"), "media_workers": 1, **settings}
-        loader = MediaLoader(ServerConfig(**config), resolver)
-        await loader.start()
+        loader = make_loader(folder, resolver, **settings)
+        loader.folder.mkdir(parents=True, exist_ok=True)
         try:
             result = await use(loader)
         finally:
             await loader.close()
-        kept = (
-            {item.file for item in result if isinstance(item, LoadedMedia)}
-            if isinstance(result, list)
-            else set()
-        )
-        kept |= {result.file} if isinstance(result, LoadedMedia) else set()
+        results = result if isinstance(result, list) else [result]
+        kept = {item.file for item in results if isinstance(item, LoadedMedia)}
         assert {path.name for path in loader.folder.iterdir()} == kept
         return result
 
     return asyncio.run(run())
 
 
-@contextmanager
-def routes(**handlers: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Iterator[web.Application]:
-    app = web.Application()
-    for name, handler in handlers.items():
-        app.router.add_get(f"/{name}", handler)
-    yield app
+async def until(condition: Callable[[], T]) -> T:
+    """Wait for something that only shows from outside, such as a process or a file."""
+    while not (value := condition()):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    return value
 
 
 async def serve(app: web.Application) -> TestServer:
