@@ -5,7 +5,8 @@ sources, flags and compiler. `python -m cuda_ops.build` does the same with progr
 
 The cache is `$OCTET_CACHE/ops` (default `~/.cache/octet/ops`). Each library sits in a folder named by the
 hash of what it was made from; it is built beside and renamed into place, under a file lock, so ranks that
-start together build once and a killed build leaves nothing half written.
+start together build once and a killed build leaves nothing half written. Object files are kept the same
+way, so that a changed source recompiles alone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SOURCE = Path(__file__).parent / "csrc"
 HEADERS = ("include", "common", "cpu")  # folders of csrc/
 SOURCES = ("common", "cpu", "boundary")
 NUM_JOBS = 2  # compilers at once; each takes about 400 MB
-COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-Wall")
+COMMON_FLAGS = ("-std=c++20", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-Wall")
 # -ffp-contract=off: which sums are fused is written in the source, never left to the optimiser, because two
 # inlined copies of one expression must give the same bits.
 
@@ -105,9 +106,7 @@ def find_compiler() -> str:
     compiler = os.environ.get("CXX") or "g++"
     path = shutil.which(compiler)
     if path is None:
-        raise BuildError(
-            f"The C++ compiler {compiler!r} was not found: install g++ 11 or newer, or set CXX to another one."
-        )
+        raise BuildError(f"The C++ compiler {compiler!r} was not found: install g++ 11 or newer, or set CXX.")
     return path
 
 
@@ -140,8 +139,6 @@ def _build(target: Target, compiler: str, library: Path, progress: Progress) -> 
     try:
         objects = _compile_all(target, compiler, work, progress)
         _run([compiler, "-shared", *map(str, objects), *_link_flags(), "-o", str(work / library.name)])
-        for made in objects:
-            made.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
     finally:
@@ -150,21 +147,38 @@ def _build(target: Target, compiler: str, library: Path, progress: Progress) -> 
 
 def _compile_all(target: Target, compiler: str, work: Path, progress: Progress) -> list[Path]:
     sources = sorted(_files(SOURCES, "*.cc"), key=lambda path: -path.stat().st_size)  # longest first
-    progress(f"building cuda_ops for {target.isa}: {len(sources)} files, {NUM_JOBS} at a time")
+    objects = {source: _object_path(source, target, compiler) for source in sources}
+    missing = [source for source in sources if not objects[source].exists()]
+    progress(f"building cuda_ops for {target.isa}: {len(missing)} of {len(sources)} files to compile")
     started, done = time.monotonic(), 0
 
-    def compile_one(source: Path) -> Path:
+    def compile_one(source: Path) -> None:
         nonlocal done
-        out = work / f"{source.parent.name}-{source.stem}.o"
-        flags = (*COMMON_FLAGS, *target.flags, *_include_flags())
-        _run([compiler, *flags, "-c", str(source), "-o", str(out)])
+        out = work / objects[source].name
+        _run([compiler, *_compile_flags(source, target), "-c", str(source), "-o", str(out)])
+        out.rename(objects[source])
         done += 1
         seconds = time.monotonic() - started
-        progress(f"[{done}/{len(sources)}] {source.relative_to(SOURCE)}  {seconds:.1f} s")
-        return out
+        progress(f"[{done}/{len(missing)}] {source.relative_to(SOURCE)}  {seconds:.1f} s")
 
+    objects[sources[0]].parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(NUM_JOBS) as pool:
-        return list(pool.map(compile_one, sources))
+        list(pool.map(compile_one, missing))
+    return list(objects.values())
+
+
+def _object_path(source: Path, target: Target, compiler: str) -> Path:
+    digest = hashlib.sha256()
+    for part in (*_compile_flags(source, target), *_linked_against(), _compiler_version(compiler)):
+        digest.update(part.encode() + b"\0")
+    for path in (*_files(HEADERS, "*.h"), source):
+        digest.update(str(path.relative_to(SOURCE)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return cache_folder() / "objects" / f"{source.stem}-{digest.hexdigest()[:20]}.o"
+
+
+def _compile_flags(source: Path, target: Target) -> list[str]:
+    is_boundary = source.parent.name == "boundary"  # checks and calls: nothing there is worth -O3
+    return [*COMMON_FLAGS, *(["-O1"] if is_boundary else ["-O3", *target.flags]), *_include_flags()]
 
 
 def _run(command: list[str]) -> None:

@@ -36,15 +36,17 @@ class Pool {
     for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this] { work(); });
   }
 
-  // A second caller (another Python thread) does not queue behind the first: it works inline.
+  // A task that calls this again, or a second caller (another Python thread), works inline.
   void run(int64_t num_tasks, TaskBody body, void* context) {
-    std::unique_lock<std::mutex> one_caller(caller_, std::try_to_lock);
-    if (!one_caller.owns_lock()) {
+    std::unique_lock<std::mutex> one_caller(caller_, std::defer_lock);
+    if (is_inside_ || !one_caller.try_lock()) {
       for (int64_t task = 0; task < num_tasks; ++task) body(context, task);
       return;
     }
     open_round(num_tasks, body, context);
+    is_inside_ = true;
     take_tasks();
+    is_inside_ = false;
     close_round();
   }
 
@@ -78,6 +80,7 @@ class Pool {
   }
 
   void work() {
+    is_inside_ = true;
     uint64_t seen = 0;
     while (wait_for_round(seen)) {
       take_tasks();
@@ -112,6 +115,8 @@ class Pool {
     size_ = 1;
   }
 
+  static thread_local bool is_inside_;  // this thread is running a task
+
   std::atomic<int> size_{1};
   std::vector<std::thread> threads_;
   std::mutex caller_;  // held by the one caller whose tasks run
@@ -128,6 +133,8 @@ class Pool {
   int64_t num_tasks_ = 0;
   std::atomic<int64_t> next_task_{0};
 };
+
+thread_local bool Pool::is_inside_ = false;
 
 Pool& pool() {
   static Pool* const instance = new Pool;  // never destroyed: its threads may outlive static destructors

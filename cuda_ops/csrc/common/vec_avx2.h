@@ -144,4 +144,43 @@ inline float max_lane(F32x16 a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
+// Eight rows of eight.
+inline void transpose(__m256* rows[8]) {
+  __m256 a[8];
+  for (int i = 0; i < 8; i += 4) {
+    const __m256 lo01 = _mm256_unpacklo_ps(*rows[i], *rows[i + 1]);
+    const __m256 hi01 = _mm256_unpackhi_ps(*rows[i], *rows[i + 1]);
+    const __m256 lo23 = _mm256_unpacklo_ps(*rows[i + 2], *rows[i + 3]);
+    const __m256 hi23 = _mm256_unpackhi_ps(*rows[i + 2], *rows[i + 3]);
+    a[i] = _mm256_shuffle_ps(lo01, lo23, 0x44);
+    a[i + 1] = _mm256_shuffle_ps(lo01, lo23, 0xee);
+    a[i + 2] = _mm256_shuffle_ps(hi01, hi23, 0x44);
+    a[i + 3] = _mm256_shuffle_ps(hi01, hi23, 0xee);
+  }
+  for (int c = 0; c < 4; ++c) {
+    *rows[c] = _mm256_permute2f128_ps(a[c], a[4 + c], 0x20);
+    *rows[4 + c] = _mm256_permute2f128_ps(a[c], a[4 + c], 0x31);
+  }
+}
+
+// rows[i] lane j <-> rows[j] lane i.
+inline void transpose(F32x16 (&rows)[16]) {
+  __m256 *lo_lo[8], *lo_hi[8], *hi_lo[8], *hi_hi[8];
+  for (int i = 0; i < 8; ++i) {
+    lo_lo[i] = &rows[i].lo;
+    lo_hi[i] = &rows[i].hi;
+    hi_lo[i] = &rows[8 + i].lo;
+    hi_hi[i] = &rows[8 + i].hi;
+  }
+  transpose(lo_lo);
+  transpose(lo_hi);
+  transpose(hi_lo);
+  transpose(hi_hi);
+  for (int i = 0; i < 8; ++i) {
+    const __m256 corner = rows[i].hi;
+    rows[i].hi = rows[8 + i].lo;
+    rows[8 + i].lo = corner;
+  }
+}
+
 }  // namespace octet

@@ -129,4 +129,32 @@ inline float max_lane(F32x16 a) {
   return _mm512_reduce_max_ps(a.v);
 }
 
+// rows[i] lane j <-> rows[j] lane i.
+inline void transpose(F32x16 (&rows)[16]) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 4) {
+    const __m512 lo01 = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    const __m512 hi01 = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+    const __m512 lo23 = _mm512_unpacklo_ps(rows[i + 2].v, rows[i + 3].v);
+    const __m512 hi23 = _mm512_unpackhi_ps(rows[i + 2].v, rows[i + 3].v);
+    a[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(lo01), _mm512_castps_pd(lo23)));
+    a[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(lo01), _mm512_castps_pd(lo23)));
+    a[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(hi01), _mm512_castps_pd(hi23)));
+    a[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(hi01), _mm512_castps_pd(hi23)));
+  }
+  // a[4 r + c] holds rows 4 r .. 4 r + 3 of columns c, c + 4, c + 8, c + 12, one per 128-bit quarter.
+  for (int c = 0; c < 4; ++c) {
+    b[c] = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88);
+    b[4 + c] = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xdd);
+    b[8 + c] = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
+    b[12 + c] = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xdd);
+  }
+  for (int c = 0; c < 4; ++c) {
+    rows[c].v = _mm512_shuffle_f32x4(b[c], b[8 + c], 0x88);
+    rows[8 + c].v = _mm512_shuffle_f32x4(b[c], b[8 + c], 0xdd);
+    rows[4 + c].v = _mm512_shuffle_f32x4(b[4 + c], b[12 + c], 0x88);
+    rows[12 + c].v = _mm512_shuffle_f32x4(b[4 + c], b[12 + c], 0xdd);
+  }
+}
+
 }  // namespace octet

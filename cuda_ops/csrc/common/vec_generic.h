@@ -115,4 +115,15 @@ inline float max_lane(F32x16 a) {
   return a.lane[0];
 }
 
+// rows[i] lane j <-> rows[j] lane i.
+inline void transpose(F32x16 (&rows)[16]) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float kept = rows[i].lane[j];
+      rows[i].lane[j] = rows[j].lane[i];
+      rows[j].lane[i] = kept;
+    }
+  }
+}
+
 }  // namespace octet

@@ -1,0 +1,208 @@
+// cpu/moe.cc   out[i] = sum_j weight[i, j] * down(silu(gate(x[i])) * up(x[i])) of expert id[i, j]
+//
+//   x, out [M, H]   up_gate [E, 2 * width, H]   down [E, H, width]   per pool; widths may differ
+//
+//   bytes   each used expert once per kRowBlock of its rows   -> memory bound up to some tokens per expert
+//   flops   6 * M * k * H * width
+//   map     (token, slot) pairs sorted by expert; a task is one panel of weight rows for all rows of an
+//           expert, read through row pointers, so activations are never gathered
+//   needs   ids -1 or in [0, pools * E); M may be 0
+//   order   products as in dot_panel.h; the middle activation is rounded to T once (a matrix unit takes it
+//           so); the sum over j runs in routing order in fp32 and is rounded once
+//   source  Shazeer et al. 2017, arXiv:1701.06538; Gale et al. 2022, arXiv:2211.15841
+
+#include "../include/moe.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "dot_panel.h"
+#include "rows.h"
+
+namespace octet::cpu {
+namespace {
+
+constexpr int64_t kProductFloats = int64_t(16) << 20;  // 64 MiB of expert outputs before they are summed
+
+// Some pairs of one expert, and one panel of weight rows.
+struct Task {
+  int64_t expert;
+  int64_t first_pair, num_pairs;  // of the sorted pairs
+  int64_t first_row, num_rows;    // of the weight
+};
+
+// (token, slot) pairs in the order of their expert, then of their index.
+struct SortedPairs {
+  std::vector<int64_t> starts;  // [experts + 1] into `pairs`
+  std::vector<int64_t> pairs;   // token * k + slot
+  std::vector<int64_t> place;   // [M * k] where a pair went; -1 for an inert one
+
+  SortedPairs(const int32_t* ids, int64_t num_pairs, int64_t num_experts)
+      : starts(size_t(num_experts + 1)), place(size_t(num_pairs), -1) {
+    for (int64_t i = 0; i < num_pairs; ++i) {
+      if (ids[i] >= 0) ++starts[size_t(ids[i]) + 1];
+    }
+    for (int64_t e = 0; e < num_experts; ++e) starts[size_t(e) + 1] += starts[size_t(e)];
+    pairs.resize(size_t(starts.back()));
+    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+    for (int64_t i = 0; i < num_pairs; ++i) {
+      if (ids[i] < 0) continue;
+      place[size_t(i)] = next[size_t(ids[i])]++;
+      pairs[size_t(place[size_t(i)])] = i;
+    }
+  }
+};
+
+// The experts' work on one block of tokens.
+class Block {
+ public:
+  Block(DType type, const ExpertPool* pools, int64_t num_pools, int64_t experts_per_pool, int64_t top_k,
+        int64_t h, const void* x, const int32_t* ids, int64_t num_tokens)
+      : type_(type),
+        pools_(pools),
+        experts_per_pool_(experts_per_pool),
+        top_k_(top_k),
+        h_(h),
+        x_(x),
+        sorted_(ids, num_tokens * top_k, num_pools * experts_per_pool) {
+    bool needs_float = false;
+    for (int64_t p = 0; p < num_pools; ++p) {
+      hidden_stride_ = std::max(hidden_stride_, pools[p].width());
+      needs_float |= dot_type(type, pools[p].up_gate.kind) != type;
+    }
+    x_float_ = needs_float ? as_type(type, x, DType::float32, num_tokens, h) : x;
+    hidden_ = scratch<float>(Slot::hidden, sorted_.pairs.size() * size_t(hidden_stride_));
+    products_ = scratch<float>(Slot::experts, sorted_.pairs.size() * size_t(h));
+  }
+
+  void compute() {
+    run(tasks([](const ExpertPool& pool) { return panel_width(pool.width(), pool.up_gate.in_features); },
+              [](const ExpertPool& pool) { return pool.width(); }),
+        [this](const Task& task) { up_gate(task); });
+    run(tasks([](const ExpertPool& pool) { return panel_width(pool.down.out_features, pool.width()); },
+              [](const ExpertPool& pool) { return pool.down.out_features; }),
+        [this](const Task& task) { down(task); });
+  }
+
+  // out[token] = the weighted sum of its products, in routing order.
+  template <class T>
+  void combine(int64_t token, const float* weights, T* out) const {
+    by_sixteen(h_, [&](int64_t c, int64_t n) {
+      F32x16 total = zeros();
+      for (int64_t j = 0; j < top_k_; ++j) {
+        const int64_t place = sorted_.place[size_t(token * top_k_ + j)];
+        if (place < 0) continue;
+        total = fma(broadcast(weights[j]), load_upto(products_ + place * h_ + c, n), total);
+      }
+      store_upto(out + c, total, n);
+    });
+  }
+
+ private:
+  template <class Body>
+  static void run(const std::vector<Task>& tasks, Body body) {
+    parallel_for(int64_t(tasks.size()), [&](int64_t i) { body(tasks[size_t(i)]); });
+  }
+
+  template <class Width, class Rows>
+  std::vector<Task> tasks(Width width_of, Rows rows_of) const {
+    std::vector<Task> all;
+    for (size_t e = 0; e + 1 < sorted_.starts.size(); ++e) {
+      if (sorted_.starts[e] == sorted_.starts[e + 1]) continue;
+      const int64_t width = width_of(pool(int64_t(e))), rows = rows_of(pool(int64_t(e)));
+      for (int64_t first = sorted_.starts[e]; first < sorted_.starts[e + 1]; first += kRowBlock) {
+        const int64_t pairs = std::min(kRowBlock, sorted_.starts[e + 1] - first);
+        for (int64_t row = 0; row < rows; row += width) {
+          all.push_back({int64_t(e), first, pairs, row, std::min(width, rows - row)});
+        }
+      }
+    }
+    return all;
+  }
+
+  const ExpertPool& pool(int64_t expert) const { return pools_[expert / experts_per_pool_]; }
+
+  // hidden = silu(gate) * up for the task's columns; gate rows come first, up rows `width` later.
+  void up_gate(const Task& task) {
+    const WeightView w = pool(task.expert).up_gate.at(task.expert % experts_per_pool_);
+    const DType type = dot_type(type_, w.kind);
+    const void* rows[kRowBlock];
+    for (int64_t i = 0; i < task.num_pairs; ++i) {
+      const int64_t token = sorted_.pairs[size_t(task.first_pair + i)] / top_k_;
+      rows[i] = row_of(type, type == type_ ? x_ : x_float_, token, h_);
+    }
+    float* gate = scratch<float>(Slot::outputs, size_t(2 * task.num_pairs * task.num_rows));
+    float* up = gate + task.num_pairs * task.num_rows;
+    const int64_t width = pool(task.expert).width();
+    dot_panel(type, rows, task.num_pairs, w, task.first_row, task.num_rows, gate, task.num_rows);
+    dot_panel(type, rows, task.num_pairs, w, width + task.first_row, task.num_rows, up, task.num_rows);
+    for (int64_t i = 0; i < task.num_pairs; ++i) {
+      store_hidden(task, i, gate + i * task.num_rows, up + i * task.num_rows);
+    }
+  }
+
+  // In the type that down's dot products take, but never more exact than T.
+  void store_hidden(const Task& task, int64_t i, const float* gate, const float* up) {
+    const DType type = dot_type(type_, pool(task.expert).down.kind);
+    float* row = hidden_ + (task.first_pair + i) * hidden_stride_;
+    by_sixteen(task.num_rows, [&](int64_t c, int64_t n) {
+      const F32x16 value = silu(load_upto(gate + c, n)) * load_upto(up + c, n);
+      const int64_t column = task.first_row + c;
+      if (type == DType::bfloat16) {
+        store_upto(reinterpret_cast<BF16*>(row) + column, value, n);
+      } else if (type_ == DType::bfloat16) {
+        BF16 rounded[16];
+        store(rounded, value);
+        store_upto(row + column, load(rounded), n);
+      } else {
+        store_upto(row + column, value, n);
+      }
+    });
+  }
+
+  void down(const Task& task) {
+    const WeightView w = pool(task.expert).down.at(task.expert % experts_per_pool_);
+    const void* rows[kRowBlock];
+    for (int64_t i = 0; i < task.num_pairs; ++i) rows[i] = hidden_ + (task.first_pair + i) * hidden_stride_;
+    dot_panel(dot_type(type_, w.kind), rows, task.num_pairs, w, task.first_row, task.num_rows,
+              products_ + task.first_pair * h_ + task.first_row, h_);
+  }
+
+  const DType type_;
+  const ExpertPool* pools_;
+  const int64_t experts_per_pool_, top_k_, h_;
+  const void* x_;
+  const void* x_float_;
+  const SortedPairs sorted_;
+  int64_t hidden_stride_ = 0;
+  float* hidden_;    // [pairs, hidden_stride_] floats, or bf16 in the first half of each row
+  float* products_;  // [pairs, H]
+};
+
+}  // namespace
+
+Status moe_experts(DType type, const void* x, const int32_t* expert_ids, const float* expert_weights,
+                   const ExpertPool* pools, int64_t num_pools, int64_t experts_per_pool, void* out, int64_t m,
+                   int64_t h, int64_t top_k) {
+  for (int64_t i = 0; i < m * top_k; ++i) {
+    if (expert_ids[i] < -1 || expert_ids[i] >= num_pools * experts_per_pool) {
+      return "expert_ids must be -1 or name an expert of the pools";
+    }
+  }
+  const int64_t block = std::max<int64_t>(16, kProductFloats / std::max<int64_t>(1, top_k * h));
+  for (int64_t begin = 0; begin < m; begin += block) {
+    const int64_t num_tokens = std::min(block, m - begin);
+    Block experts(type, pools, num_pools, experts_per_pool, top_k, h, row_of(type, x, begin, h),
+                  expert_ids + begin * top_k, num_tokens);
+    experts.compute();
+    with_type(type, [&](auto t) {
+      using T = decltype(t);
+      parallel_for(num_tokens, [&](int64_t i) {
+        experts.combine(i, expert_weights + (begin + i) * top_k, (T*)out + (begin + i) * h);
+      });
+    });
+  }
+  return nullptr;
+}
+
+}  // namespace octet::cpu

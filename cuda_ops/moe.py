@@ -1,0 +1,57 @@
+"""Mixture of experts: which experts a token uses, and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cuda_ops.library import library
+from cuda_ops.tensor import Tensor
+from cuda_ops.weight import Weight
+
+
+def route_experts(
+    x: Tensor,
+    router: Tensor,
+    bias: Tensor,
+    token_types: Tensor,
+    top_k: int,
+    norm_min: float,
+    expert_ids: Tensor,
+    expert_weights: Tensor,
+) -> None:
+    """Choose top_k experts per token inside the pool of its type, and their share of the output.
+
+    x [M, H] fp32|bf16 · router [P, E, H] fp32 · bias [P, E] fp32 · token_types [M] int32, the pool or -1 for an
+    inert row · expert_ids [M, k] int32 · expert_weights [M, k] fp32
+    p = softmax(x . router) in fp32; the bias takes part in the choice only; weights are p over
+    max(sum of the chosen p, norm_min). Ids are pool * E + e, by descending biased score, ties to the lowest
+    index; an inert row gets id -1 and weight 0.
+    """
+    library.route_experts(x, router, bias, token_types, top_k, norm_min, expert_ids, expert_weights)
+
+
+def moe_experts(
+    x: Tensor,
+    expert_ids: Tensor,
+    expert_weights: Tensor,
+    pools: Sequence[tuple[Weight, Weight]],
+    out: Tensor,
+) -> None:
+    """Write sum over j of expert_weights[:, j] * down(silu(gate x) * up x) into out.
+
+    x, out [M, H] fp32|bf16 of one type · expert_ids [M, k] int32, pool * E + e or -1 · expert_weights [M, k] fp32
+    pools: per pool (up_gate Weight [E, 2*width, H], gate rows first; down Weight [E, H, width]); E is common,
+    widths and formats may differ. silu(gate) * up is rounded to x's type; the sum over j runs in routing order
+    in fp32 and is rounded once. A row whose ids are all -1 becomes zeros.
+    """
+    weights = [weight for pool in pools for weight in pool]
+    library.moe_experts(
+        x,
+        expert_ids,
+        expert_weights,
+        [weight.data for weight in weights],
+        [weight.data if weight.scales is None else weight.scales for weight in weights],
+        [weight.arguments[0] for weight in weights],
+        [weight.group for weight in weights],
+        out,
+    )
