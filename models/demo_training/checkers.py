@@ -34,7 +34,7 @@ def says(*accepted: str) -> Checker:
 
 def says_exactly(text: str) -> Checker:
     """As `says`, but case counts: what is written in a picture is copied."""
-    return lambda answer: answer.strip().strip("\"“”").rstrip(".。").strip() == text
+    return lambda answer: answer.strip().strip('"“”').rstrip(".。").strip() == text
 
 
 def mentions(answer: str, among: dict[Key, Name]) -> list[Key]:

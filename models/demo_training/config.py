@@ -125,7 +125,9 @@ def main() -> None:
     model = demo_model()
     for part, count in parameter_table(model).items():
         print(f"{part:16s} {count:10,d}")
-    print(f"{'total':16s} {sum(parameter_table(model).values()):10,d}   {stored_bytes(model) / 1e6:.2f} MB stored")
+    print(
+        f"{'total':16s} {sum(parameter_table(model).values()):10,d}   {stored_bytes(model) / 1e6:.2f} MB stored"
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def pick_language(rng: random.Random) -> Language:
     return rng.choices(LANGUAGES, weights=(0.6, 0.4))[0]
 
 
-def vary(rng: random.Random, language: Language, en: tuple[str, ...], zh: tuple[str, ...], **values: Any) -> str:
+def vary(
+    rng: random.Random, language: Language, en: tuple[str, ...], zh: tuple[str, ...], **values: Any
+) -> str:
     """One of several phrasings in the language, filled in."""
     return rng.choice(en if language == "en" else zh).format(**values)
 

@@ -163,7 +163,9 @@ def _template_message(message: Message) -> Message:
     if isinstance(content, str):
         return message
     kinds = {"text": "text", "image": "image_url", "video": "video_url"}
-    parts = [{"type": kinds[p["type"]], **({"text": p["text"]} if p["type"] == "text" else {})} for p in content]
+    parts = [
+        {"type": kinds[p["type"]], **({"text": p["text"]} if p["type"] == "text" else {})} for p in content
+    ]
     return {**message, "content": parts}
 
 

@@ -59,7 +59,9 @@ def corpus(seed: int, samples_per_skill: int) -> Iterator[str]:
 def _texts(sample: Sample) -> Iterator[str]:
     for message in sample.messages:
         content = message["content"]
-        yield from [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
+        yield from (
+            [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
+        )
     for tool in sample.tools:
         yield json.dumps(tool, ensure_ascii=False)
     yield sample.answer

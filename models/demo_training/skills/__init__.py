@@ -6,7 +6,17 @@ import random
 from collections.abc import Callable
 
 from models.demo_training.sample import Sample
-from models.demo_training.skills import chat, counting, pictures, positions, reading, shapes, text, tools, video
+from models.demo_training.skills import (
+    chat,
+    counting,
+    pictures,
+    positions,
+    reading,
+    shapes,
+    text,
+    tools,
+    video,
+)
 
 Skill = Callable[[random.Random], Sample]
 

@@ -10,7 +10,10 @@ from models.demo_training.lexicon import CITIES, NAMES, SUBJECTS, WORDS
 from models.demo_training.names import Language
 from models.demo_training.sample import Sample
 
-GREETING = {"en": "Hello! Show me a picture or a clip and ask me about it.", "zh": "你好！给我看一张图片或一段视频，然后问我吧。"}
+GREETING = {
+    "en": "Hello! Show me a picture or a clip and ask me about it.",
+    "zh": "你好！给我看一张图片或一段视频，然后问我吧。",
+}
 IDENTITY = {
     "en": "I am the demo model of Octet, a small vision-language model trained on drawn pictures.",
     "zh": "我是Octet的演示模型，一个用绘制图片训练的小型视觉语言模型。",
@@ -119,4 +122,6 @@ def _talk(rng: random.Random, kind: str, language: Language) -> Exercise:
     questions_en, questions_zh, answers, chain_en, chain_zh = _TALK[kind]
     question = vary(rng, language, questions_en, questions_zh, name=rng.choice(NAMES[language]))
     core = {lang: text.split("!")[0].split("！")[0].rstrip(".。") for lang, text in answers.items()}
-    return Exercise(question, answers[language], in_language(language, chain_en, chain_zh), contains(*core.values()))
+    return Exercise(
+        question, answers[language], in_language(language, chain_en, chain_zh), contains(*core.values())
+    )

@@ -107,7 +107,9 @@ def _most(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.
         which=in_language(language, "most" if most else "fewest", "最多" if most else "最少"),
         what=SHAPES[shape].say(language, 2),
     )
-    exercise = Exercise(question, _picture_answer(number, language), _chain(shown, language), is_number(number))
+    exercise = Exercise(
+        question, _picture_answer(number, language), _chain(shown, language), is_number(number)
+    )
     return exercise, [s.image for s in shown]
 
 
@@ -127,7 +129,8 @@ def _number(rng: random.Random, language: Language) -> tuple[Exercise, list[Imag
     )
     images = [text_picture(rng, n, NUMBER_SIDES, with_shape=0.0) for n in numbers]
     shown = [
-        Shown(i, in_language(language, f"the number {n}", f"数字{n}")) for i, n in zip(images, numbers, strict=True)
+        Shown(i, in_language(language, f"the number {n}", f"数字{n}"))
+        for i, n in zip(images, numbers, strict=True)
     ]
     exercise = Exercise(
         question, _picture_answer(number + 1, language), _chain(shown, language), is_number(number + 1)
@@ -168,7 +171,11 @@ def _difference(rng: random.Random, language: Language) -> tuple[Exercise, list[
     question = vary(
         rng,
         language,
-        ("What is different?", "What differs between the two pictures?", "What changed from picture 1 to picture 2?"),
+        (
+            "What is different?",
+            "What differs between the two pictures?",
+            "What changed from picture 1 to picture 2?",
+        ),
         ("有什么不同？", "两张图片有什么区别？", "从图片1到图片2有什么变化？"),
     )
     answer = in_language(

@@ -43,7 +43,9 @@ def _is_clear(thing: Thing) -> bool:
 
 def _places_chain(scene: Scene, language: Language) -> str:
     parts = [
-        in_language(language, f"{t.say(language)} at {t.where(language)}", f"{t.say(language)}在{t.where(language)}")
+        in_language(
+            language, f"{t.say(language)} at {t.where(language)}", f"{t.say(language)}在{t.where(language)}"
+        )
         for t in scene.things
     ]
     return sentence(in_language(language, ", ", "，").join(parts), language)
@@ -56,13 +58,20 @@ def _place(rng: random.Random, scene: Scene, language: Language) -> Exercise | N
     question = vary(
         rng,
         language,
-        ("Where is the {what}?", "Where in the picture is the {what}?", "In which part of the picture is the {what}?"),
+        (
+            "Where is the {what}?",
+            "Where in the picture is the {what}?",
+            "In which part of the picture is the {what}?",
+        ),
         ("{what}在哪里？", "{what}在图片的什么位置？"),
         what=thing.say(language),
     )
     where = thing.where(language)
     answer = sentence(in_language(language, f"at the {where}", f"在{where}"), language)
-    chain = sentence(in_language(language, f"The {thing.say(language)} is at {where}", f"{thing.say(language)}在{where}"), language)
+    chain = sentence(
+        in_language(language, f"The {thing.say(language)} is at {where}", f"{thing.say(language)}在{where}"),
+        language,
+    )
     return Exercise(question, answer, chain, names_only([thing.place], PLACES))
 
 
@@ -147,11 +156,13 @@ def _size_exercise(rng: random.Random, scene: Scene, by_size: list[Thing], langu
         question = vary(
             rng,
             language,
-            ("Which shape is the {which}?", "What is the {which} shape?", "Name the {which} shape and its colour."),
-            ("{which}的图形是什么？", "哪个图形{which}？"),
-            which=in_language(
-                language, "largest" if largest else "smallest", "最大" if largest else "最小"
+            (
+                "Which shape is the {which}?",
+                "What is the {which} shape?",
+                "Name the {which} shape and its colour.",
             ),
+            ("{which}的图形是什么？", "哪个图形{which}？"),
+            which=in_language(language, "largest" if largest else "smallest", "最大" if largest else "最小"),
         )
     order = [t.say(language) for t in by_size]
     chain = in_language(

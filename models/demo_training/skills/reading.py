@@ -46,7 +46,9 @@ def sample_words(rng: random.Random) -> Sample:
          "What is written here?", "Read the text in this image.", "Read this."),
         ("图中写的是什么单词？", "读出这个单词。", "图片里写了什么？", "上面写着什么？"),
     )  # fmt: skip
-    exercise = Exercise(question, word, _spelling_chain(word, language), both(says_exactly(word), contains(word)))
+    exercise = Exercise(
+        question, word, _spelling_chain(word, language), both(says_exactly(word), contains(word))
+    )
     sample = conversation(rng, "words", language, [exercise], [picture(text_picture(rng, word))])
     return replace(sample, spelled=True)
 
@@ -94,26 +96,36 @@ def _fitting_stamp(
         largest = min(0.6 * size[1], 1.7 * size[0] / (len(written) + 0.6))
         if largest < MIN_TEXT_HEIGHT:
             continue
-        height = int(rng.triangular(MIN_TEXT_HEIGHT, largest, min(largest, max(MIN_TEXT_HEIGHT, 0.75 * largest))))
+        height = int(
+            rng.triangular(MIN_TEXT_HEIGHT, largest, min(largest, max(MIN_TEXT_HEIGHT, 0.75 * largest)))
+        )
         stamp = render_text(written, face, height, ink, rng.uniform(-7, 7) if rng.random() < 0.3 else 0.0)
         if stamp.width <= size[0] - 4 and stamp.height <= size[1] - 2:
             return size, stamp
 
 
-def render_text(written: str, face: fonts.Face, height: int, ink: drawing.Colour, degrees: float) -> Image.Image:
+def render_text(
+    written: str, face: fonts.Face, height: int, ink: drawing.Colour, degrees: float
+) -> Image.Image:
     """The text alone on a transparent ground, cropped to its glyphs plus two pixels."""
     font = fonts.load(face, height)
     left, top, right, bottom = font.getbbox(written)
     stamp = Image.new("RGBA", (int(right - left) + 4, int(bottom - top) + 4), (*ink, 0))
     ImageDraw.Draw(stamp).text((2 - left, 2 - top), written, font=font, fill=(*ink, 255))
-    return stamp.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=(*ink, 0)) if degrees else stamp
+    return (
+        stamp.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=(*ink, 0))
+        if degrees
+        else stamp
+    )
 
 
 def _shape_beside(
     rng: random.Random, canvas: Image.Image, text_box: tuple[int, int, int, int], background: drawing.Colour
 ) -> None:
     """A small distracting shape that does not touch the text, if there is room."""
-    colours = [c for c, rgb in drawing.RGB.items() if drawing.distance(rgb, background) >= drawing.MIN_CONTRAST]
+    colours = [
+        c for c, rgb in drawing.RGB.items() if drawing.distance(rgb, background) >= drawing.MIN_CONTRAST
+    ]
     radius = rng.uniform(0.06, 0.12) * min(canvas.size)
     for _ in range(12):
         x, y = rng.uniform(radius, canvas.width - radius), rng.uniform(radius, canvas.height - radius)
@@ -122,6 +134,10 @@ def _shape_beside(
         if not (inside_x and inside_y):
             half = drawing.OVERSAMPLING  # the canvas is in final pixels already
             drawing.draw_shape(
-                canvas, rng.choice(list(SHAPES)), drawing.RGB[rng.choice(colours)], (x / half, y / half), radius / half
+                canvas,
+                rng.choice(list(SHAPES)),
+                drawing.RGB[rng.choice(colours)],
+                (x / half, y / half),
+                radius / half,
             )
             return

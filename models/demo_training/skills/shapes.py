@@ -21,11 +21,15 @@ def sample(rng: random.Random) -> Sample:
 
 def _ask(rng: random.Random, scene: Scene, language: Language) -> Exercise:
     if len(scene.things) == 1:
-        ask = rng.choices((_describe, _shape_of_single, _colour_of_single, _is_there), weights=(4, 3, 3, 2))[0]
+        ask = rng.choices((_describe, _shape_of_single, _colour_of_single, _is_there), weights=(4, 3, 3, 2))[
+            0
+        ]
         return ask(rng, scene, language)
     one_of_shape = [t for t in scene.things if len(scene.of(shape=t.shape)) == 1]
     one_of_colour = [t for t in scene.things if len(scene.of(colour=t.colour)) == 1]
-    kinds = ["describe", "is_there"] + ["colour"] * 2 * bool(one_of_shape) + ["shape"] * 2 * bool(one_of_colour)
+    kinds = (
+        ["describe", "is_there"] + ["colour"] * 2 * bool(one_of_shape) + ["shape"] * 2 * bool(one_of_colour)
+    )
     kind = rng.choice(kinds)
     if kind == "colour":
         return _colour_of(rng, scene, rng.choice(one_of_shape), language)
@@ -63,7 +67,9 @@ def describe(rng: random.Random, scene: Scene, language: Language) -> Exercise:
     )  # fmt: skip
     answer = sentence(scene.describe(language), language)
     count = len(scene.things)
-    chain = in_language(language, f"I see {count} {'thing' if count == 1 else 'things'}.", f"我看到{count}个图形。")
+    chain = in_language(
+        language, f"I see {count} {'thing' if count == 1 else 'things'}.", f"我看到{count}个图形。"
+    )
     return Exercise(question, answer, chain, names_things(scene.things))
 
 
@@ -76,7 +82,12 @@ def _shape_of_single(rng: random.Random, scene: Scene, language: Language) -> Ex
     question = vary(
         rng,
         language,
-        ("What shape is this?", "Which shape is in the picture?", "What shape do you see?", "Name the shape."),
+        (
+            "What shape is this?",
+            "Which shape is in the picture?",
+            "What shape do you see?",
+            "Name the shape.",
+        ),
         ("这是什么形状？", "图中是什么形状？", "你看到什么形状？"),
     )
     answer = in_language(language, f"A {SHAPES[thing.shape].en}.", f"{SHAPES[thing.shape].zh}。")
@@ -88,7 +99,12 @@ def _colour_of_single(rng: random.Random, scene: Scene, language: Language) -> E
     question = vary(
         rng,
         language,
-        ("What colour is it?", "What color is this?", "What colour is the {shape}?", "Which color is the {shape}?"),
+        (
+            "What colour is it?",
+            "What color is this?",
+            "What colour is the {shape}?",
+            "Which color is the {shape}?",
+        ),
         ("它是什么颜色？", "这是什么颜色的？", "{shape}是什么颜色？"),
         shape=SHAPES[thing.shape].say(language),
     )
@@ -127,13 +143,20 @@ def _is_there(rng: random.Random, scene: Scene, language: Language) -> Exercise:
     """Yes and no alike; a 'no' asks for a thing that shares a colour or a shape with one that is there."""
     there = {(t.shape, t.colour) for t in scene.things}
     yes = rng.random() < 0.5
-    near = [(t.shape, c) for t in scene.things for c in COLOURS] + [(s, t.colour) for t in scene.things for s in SHAPES]
+    near = [(t.shape, c) for t in scene.things for c in COLOURS] + [
+        (s, t.colour) for t in scene.things for s in SHAPES
+    ]
     candidates = sorted(there) if yes else [k for k in near + random_kinds(rng, 8) if k not in there]
     shape, colour = rng.choice(candidates)
     question = vary(
         rng,
         language,
-        ("Is there {what}?", "Is there {what} in the picture?", "Do you see {what}?", "Does the picture show {what}?"),
+        (
+            "Is there {what}?",
+            "Is there {what} in the picture?",
+            "Do you see {what}?",
+            "Does the picture show {what}?",
+        ),
         ("图中有{what}吗？", "有没有{what}？", "这张图里有{what}吗？"),
         what=a_thing(shape, colour, language),
     )

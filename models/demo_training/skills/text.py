@@ -142,4 +142,6 @@ def _count_letters(rng: random.Random, language: Language) -> Exercise:
     for item in row:
         running += item == letter
         steps.append(f"{item} {running}")
-    return Exercise(question, sentence(str(count), language), sentence(", ".join(steps), language), is_number(count))
+    return Exercise(
+        question, sentence(str(count), language), sentence(", ".join(steps), language), is_number(count)
+    )

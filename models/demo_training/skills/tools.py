@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.demo_training.checkers import calls_tools, contains, is_json
-from models.demo_training.dialogue import THINKING_SHARE, Exercise, conversation, in_language, pick_language, vary
+from models.demo_training.dialogue import (
+    THINKING_SHARE,
+    Exercise,
+    conversation,
+    in_language,
+    pick_language,
+    vary,
+)
 from models.demo_training.lexicon import CITIES, NAMES, WORDS
 from models.demo_training.names import COLOURS, SHAPES, Language
 from models.demo_training.sample import Message, Sample, picture, user
@@ -102,7 +109,9 @@ def sample_tools(rng: random.Random) -> Sample:
     make = rng.choices((_call, _two_calls, _after_result), weights=(7, 1, 2))[0]
     messages, answer, checker, chain = make(rng, offered, language)
     thinks = rng.random() < THINKING_SHARE
-    return Sample("tools", messages, answer, checker, chain if thinks else None, [t.definition for t in offered])
+    return Sample(
+        "tools", messages, answer, checker, chain if thinks else None, [t.definition for t in offered]
+    )
 
 
 def _drawn(rng: random.Random, tool: Tool, language: Language) -> tuple[str, dict[str, Any]]:

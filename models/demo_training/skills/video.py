@@ -50,7 +50,11 @@ def sample_motion(rng: random.Random) -> Sample:
         shape=SHAPES[shape].say(language),
     )  # fmt: skip
     what = thing(shape, colour, language)
-    exercise = _still_exercise(question, what, language) if still else _moving_exercise(question, what, step, language)
+    exercise = (
+        _still_exercise(question, what, language)
+        if still
+        else _moving_exercise(question, what, step, language)
+    )
     return _video_sample(rng, "motion", language, exercise, count, draw)
 
 
@@ -105,7 +109,9 @@ def sample_flashes(rng: random.Random) -> Sample:
         ("{shape}闪了几次？", "一共闪了多少次？", "数一数闪了几次。"),
         shape=SHAPES[shape].say(language),
     )  # fmt: skip
-    answer = in_language(language, f"It flashes {flashes} {'times' if flashes > 1 else 'time'}.", f"它闪了{flashes}次。")
+    answer = in_language(
+        language, f"It flashes {flashes} {'times' if flashes > 1 else 'time'}.", f"它闪了{flashes}次。"
+    )
     marks = [in_language(language, "on" if p else "off", "亮" if p else "暗") for p in pattern]
     chain = in_language(language, f"Frame by frame: {', '.join(marks)}.", f"逐帧看：{'、'.join(marks)}。")
     exercise = Exercise(question, answer, chain, is_number(flashes))
@@ -177,7 +183,11 @@ def _moment_exercise(
     question = vary(
         rng,
         language,
-        ("When does the {shape} {event}?", "At what time does the {shape} {event}?", "At which second does the {shape} {event}?"),
+        (
+            "When does the {shape} {event}?",
+            "At what time does the {shape} {event}?",
+            "At which second does the {shape} {event}?",
+        ),
         ("{shape}什么时候{event}？", "{shape}在第几秒{event}？"),
         shape=SHAPES[shape].say(language),
         event=in_language(language, en, zh),
