@@ -29,6 +29,7 @@ from .build import NUM_JOBS, BuildError, cache_folder, find_compiler, locked
 
 SOURCE = Path(__file__).parent / "csrc"
 FLAGS = ("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
+EXPORTS = SOURCE / "emulate" / "exports.cpp"  # names the launchers of csrc/gpu
 INCLUDES = (SOURCE / "emulate", SOURCE / "gpu")
 # Kernels go through hooks that see every access (csrc/emulate/hooks.cpp); the emulator itself does not.
 HOOKS = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-Wno-tsan")
@@ -93,7 +94,7 @@ class Emulator:
 @cache
 def emulator() -> Emulator:
     """All launchers of csrc/gpu, compiled on first use and kept in the cache."""
-    return Emulator(library_path(sorted((SOURCE / "gpu").glob("*.cu")), "cuda_ops"))
+    return Emulator(library_path([EXPORTS, *sorted((SOURCE / "gpu").glob("*.cu"))], "cuda_ops"))
 
 
 def library_path(sources: Sequence[Path], name: str) -> Path:
@@ -122,7 +123,7 @@ def address_sanitizer_runtime() -> Path | None:
 
 
 def _own_sources() -> list[Path]:
-    return sorted((SOURCE / "emulate").glob("*.cpp"))
+    return sorted(path for path in (SOURCE / "emulate").glob("*.cpp") if path != EXPORTS)
 
 
 def _sanitizer() -> str:

@@ -1,0 +1,18 @@
+// emulate/exports.cpp   The address of every launcher under a C name, for cuda_ops/emulator.py
+#include "../gpu/launchers.h"
+
+#define EXPORT(name)                                                                               \
+  extern "C" __attribute__((visibility("default"))) decltype(&octet::gpu::name) octet_gpu_##name = \
+      &octet::gpu::name;
+
+EXPORT(rms_norm)
+EXPORT(add_rms_norm)
+EXPORT(layer_norm)
+EXPORT(silu_mul)
+EXPORT(rope_angles)
+EXPORT(rope_write_kv)
+EXPORT(vision_rope)
+EXPORT(embed_tokens)
+EXPORT(scatter_rows)
+EXPORT(normalize_pixels)
+EXPORT(cast)

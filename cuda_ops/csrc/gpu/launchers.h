@@ -1,0 +1,44 @@
+// gpu/launchers.h   The CUDA bodies: what each launcher takes. Twins of csrc/include, stream first.
+//
+// Argument meaning, shapes and order are those of the function with the same name in namespace octet::cpu
+// (named beside each group); only what differs is said here. Launchers queue work on `stream` and return at
+// once. No CUDA type appears, so host code may include this file without CUDA's headers.
+
+#pragma once
+
+#include "../include/norms.h"
+#include "../include/rope.h"
+
+namespace octet::gpu {
+
+using Stream = void*;  // cudaStream_t
+
+// include/norms.h. Rows are whole 16-byte pieces: h % 8 == 0, width % 8 == 0.
+Status rms_norm(Stream stream, DType type, const void* x, const void* weight, float eps, void* out, int64_t m,
+                int64_t h);
+Status add_rms_norm(Stream stream, DType type, const void* x, void* residual, const void* weight, float eps,
+                    void* out, int64_t m, int64_t h);
+Status layer_norm(Stream stream, DType type, const void* x, const void* weight, const void* bias, float eps,
+                  void* out, int64_t m, int64_t h);
+Status silu_mul(Stream stream, DType type, const void* gate_up, void* out, int64_t m, int64_t width);
+
+// include/rope.h. A slot of -1 (a padding row of a captured graph) writes no cache; nothing is checked on
+// the device. head_dim % 8 == 0.
+Status rope_angles(Stream stream, const int32_t* positions, const int32_t* axis, const float* inv_freq,
+                   float* cos_sin, int64_t m, int64_t pairs);
+Status rope_write_kv(Stream stream, DType type, const void* qkv, const float* cos_sin, const int32_t* slots,
+                     void* k_cache, void* v_cache, void* q_out, int64_t m, int64_t num_heads,
+                     const octet::cpu::KvShape& kv);
+Status vision_rope(Stream stream, DType type, void* qkv, const int32_t* row_col, float theta, int64_t p,
+                   int64_t heads, int64_t head_dim);
+
+// include/embedding.h and cast of include/linear.h. h % 8 == 0; rows outside of [0, m) are left out.
+Status embed_tokens(Stream stream, DType type, const int32_t* ids, const void* table, int64_t vocab_start,
+                    void* out, int64_t m, int64_t vocab_local, int64_t h);
+Status scatter_rows(Stream stream, DType type, const void* source, const int32_t* rows, void* out, int64_t r,
+                    int64_t m, int64_t h);
+Status normalize_pixels(Stream stream, const uint8_t* patches, const float* mean, const float* std,
+                        DType out_type, void* out, int64_t p, int64_t features);
+Status cast(Stream stream, DType x_type, const void* x, DType out_type, void* out, int64_t size);
+
+}  // namespace octet::gpu
