@@ -13,7 +13,7 @@ import time
 from engine.status_page import Heart
 from workers.device.base import Group, Tensor
 
-_INTERVAL = 1.0  # seconds between beats of the thread
+INTERVAL = 1.0  # seconds between beats of the thread
 
 
 class Pulse:
@@ -38,7 +38,7 @@ class Pulse:
         self._thread.join()
 
     def _beat_while_promised(self) -> None:
-        while not self._closing.wait(_INTERVAL):
+        while not self._closing.wait(INTERVAL):
             with self._lock:
                 if time.monotonic() < self._promised_until:
                     self._heart.beat()

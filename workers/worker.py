@@ -112,7 +112,7 @@ class Worker:
             self._run_plans(self._start())
             return 0
         except Exception as error:
-            log.exception("rank %d failed at step %d", self._rank, self._step)
+            log.error("failed at step %d: %s", self._step, _sentence(error))  # the engine logs the traceback
             self._link.send(RankFailed(self._rank, self._step, _sentence(error), traceback.format_exc()))
             return 1
         finally:

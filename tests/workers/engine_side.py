@@ -17,7 +17,7 @@ import zmq
 
 from engine.channels import Codec, RunDirectory, open_socket
 from engine.config import ServerConfig, write_config
-from engine.messages import FromWorker, StepPlan, StepResult, ToWorker
+from engine.messages import FromWorker, RankFailed, RankHello, StepPlan, StepResult, ToWorker
 from engine.status_page import StatusPage
 
 Expected = TypeVar("Expected")
@@ -42,6 +42,7 @@ class EngineSide:
         ]
         self._outgoing: Codec[ToWorker] = Codec(ToWorker)
         self._incoming: Codec[FromWorker] = Codec(FromWorker)
+        self._kept: list[FromWorker] = []  # received, not asked for yet
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start_ranks(self) -> None:
@@ -54,11 +55,16 @@ class EngineSide:
             socket.send(self._outgoing.encode(message))
 
     def receive(self, kind: type[Expected]) -> Expected:
-        """The next message, which must be of this kind."""
-        assert self._results.poll(TIMEOUT * 1000), f"no {kind.__name__} within {TIMEOUT:.0f} s"
-        message = self._incoming.decode(self._results.recv())
-        assert isinstance(message, kind), f"expected {kind.__name__}, got {message}"
-        return message
+        """The next message of this kind. Others are kept for later, but a failure is raised at once."""
+        while True:
+            for message in self._kept:
+                if isinstance(message, kind):
+                    self._kept.remove(message)
+                    return message
+            assert self._results.poll(TIMEOUT * 1000), f"no {kind.__name__} within {TIMEOUT:.0f} s"
+            self._kept.append(self._incoming.decode(self._results.recv()))
+            last = self._kept[-1]
+            assert kind in (RankFailed, RankHello) or not isinstance(last, RankFailed), last
 
     def receive_all(self, kind: type[Expected]) -> list[Expected]:
         """One message of this kind from every rank, in rank order."""
