@@ -1,0 +1,94 @@
+"""Saves and restores a training run: weights, optimizer moments and progress, as safetensors and JSON.
+
+A checkpoint is one folder, replaced as a whole by a rename, so a run that is cut off leaves the previous one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.demo_training.model import Model
+
+_WEIGHTS, _MOMENTS, _PROGRESS = "weights.safetensors", "moments.safetensors", "progress.json"
+_STATE_KEYS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Progress:
+    """How far a run is; with the seed it says which samples come next."""
+
+    seed: int
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0  # of training, over all calls
+
+
+def save(folder: Path, model: Model, optimizer: torch.optim.AdamW, progress: Progress) -> None:
+    fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file(named_weights(model), fresh / _WEIGHTS)
+    save_file(_moments(model, optimizer), fresh / _MOMENTS)
+    (fresh / _PROGRESS).write_text(json.dumps(asdict(progress), indent=2) + "\n")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(folder: Path, model: Model, optimizer: torch.optim.AdamW) -> Progress:
+    """Raises FileNotFoundError when there is no checkpoint; `latest` finds one that a crash left half replaced."""
+    load_weights(model, folder / _WEIGHTS)
+    moments = load_file(folder / _MOMENTS)
+    for name, parameter in trained_parameters(model).items():
+        if f"{name}/step" not in moments:
+            continue  # an expert that has seen no token yet
+        state = {key: moments[f"{name}/{key}"].to(parameter.device) for key in _STATE_KEYS}
+        on_device = bool(optimizer.param_groups[0].get("fused"))
+        state["step"] = moments[f"{name}/step"].to(parameter.device if on_device else "cpu")
+        optimizer.state[parameter] = state
+    return Progress(**json.loads((folder / _PROGRESS).read_text()))
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint, or the one before it when the last rename did not happen."""
+    for candidate in (folder, folder.with_suffix(".old")):
+        if (candidate / _PROGRESS).is_file():
+            return candidate
+    return None
+
+
+def trained_parameters(model: Model) -> dict[str, torch.nn.Parameter]:
+    """By name, without the head, which is the embedding, and without the biases that the balancer moves."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def named_weights(model: Model) -> dict[str, torch.Tensor]:
+    """Every tensor once, on the CPU, including correction biases."""
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+
+
+def load_weights(model: Model, file: Path) -> None:
+    """Into the parameters in place. Raises RuntimeError if a name is missing or unknown."""
+    missing, unknown = model.load_state_dict(load_file(file), strict=False)
+    if set(missing) - {"lm_head.weight"} or unknown:
+        raise RuntimeError(f"{file} does not fit the model: missing {missing}, unknown {unknown}.")
+
+
+def _moments(model: Model, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for name, parameter in trained_parameters(model).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value.detach().float().cpu().contiguous()
+    return tensors
