@@ -216,8 +216,7 @@ class Checkpoint:
 
     def _check_raw_bits(self) -> None:
         """bf16 stored under the name U16 cannot be told from integers by its type, only by its values."""
-        raw = [name for name in self._files if self._stored(name).dtype == "U16"]
-        for name in raw[:_NAMES_SHOWN]:
+        for name in (name for name in self._files if self._stored(name).dtype == "U16"):
             bits = self._read(name, slice(0, 1), None).astype(np.uint32) << 16
             values = bits.view(np.float32)
             if not np.all(np.abs(values) < _SANE_MAGNITUDE):  # NaN is not smaller either

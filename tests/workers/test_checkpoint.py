@@ -153,8 +153,6 @@ def test_integers_that_are_no_weights_are_refused(tmp_path: Path):
     tensors = read_tensors(file)
     tensors["ernie.norm.weight"] = np.full_like(tensors["ernie.norm.weight"], 0xFFFF)
     write_tensors(file, tensors, bits_as="uint16")
-    change_tensors_order = {name: tensors[name] for name in ["ernie.norm.weight", *tensors]}
-    write_tensors(file, change_tensors_order, bits_as="uint16")
     with pytest.raises(ConfigError, match="stored as U16"):
         open_checkpoint(folder)
 
@@ -235,8 +233,7 @@ def test_unknown_tensor_is_named(tmp_path: Path):
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_config_with_another_expert_width_is_refused(tmp_path: Path, layout: Layout):
+def test_config_with_another_expert_width_is_refused(tmp_path: Path):
     folder = write_checkpoint(tmp_path, make_model())
     change_config(folder, moe_intermediate_size=[512, 128])
     with pytest.raises(ConfigError, match=r"experts\.4\.up_gate_proj\.weight has the shape \[128, 512\]"):
