@@ -12,10 +12,14 @@ from cuda_ops.norms import add_rms_norm, layer_norm, rms_norm, silu_mul
 from cuda_ops.pixels import normalize_pixels
 from cuda_ops.quantize import quantize_int4, quantize_int8
 from cuda_ops.rope import rope_angles, rope_write_kv, vision_rope
+from cuda_ops.sampling import SamplingBatch, sample_tokens
+from cuda_ops.shared_memory_group import SharedMemoryGroup
 from cuda_ops.threads import set_num_threads
 from cuda_ops.weight import Weight
 
 __all__ = [
+    "SamplingBatch",
+    "SharedMemoryGroup",
     "Weight",
     "add_rms_norm",
     "cast",
@@ -31,6 +35,7 @@ __all__ = [
     "rope_angles",
     "rope_write_kv",
     "route_experts",
+    "sample_tokens",
     "scatter_rows",
     "segment_attention",
     "set_num_threads",

@@ -18,9 +18,9 @@ def paged_attention(
 ) -> None:
     """Write causal softmax(q k^T * scale) v of every sequence of the batch into out.
 
-    q [M, nq, hd] fp32|bf16, rotated · k_cache, v_cache [num_blocks, nkv, block_size, hd], nq a multiple of nkv
-    block_tables [S, B] int32 · query_starts [S+1] int32 rows of q · kv_lens [S] int32, this step's tokens
-    included · out [M, nq*hd]
+    q [M, nq, hd] fp32|bf16, rotated · k_cache, v_cache [num_blocks, nkv, block_size, hd] · nq a multiple of
+    nkv · block_tables [S, B] int32 · query_starts [S+1] int32 rows of q · kv_lens [S] int32, this step's
+    tokens included · out [M, nq*hd]
     Query i of a sequence sits at position kv_len - num_queries + i. Slots beyond kv_len are never read. KV is
     taken in segments of 256 positions from the sequence's start, so chunking a prompt changes no bit.
     """

@@ -21,8 +21,8 @@ def route_experts(
 ) -> None:
     """Choose top_k experts per token inside the pool of its type, and their share of the output.
 
-    x [M, H] fp32|bf16 · router [P, E, H] fp32 · bias [P, E] fp32 · token_types [M] int32, the pool or -1 for an
-    inert row · expert_ids [M, k] int32 · expert_weights [M, k] fp32
+    x [M, H] fp32|bf16 · router [P, E, H] fp32 · bias [P, E] fp32 · token_types [M] int32, the pool or -1 for
+    an inert row · expert_ids [M, k] int32 · expert_weights [M, k] fp32
     p = softmax(x . router) in fp32; the bias takes part in the choice only; weights are p over
     max(sum of the chosen p, norm_min). Ids are pool * E + e, by descending biased score, ties to the lowest
     index; an inert row gets id -1 and weight 0.
@@ -39,10 +39,10 @@ def moe_experts(
 ) -> None:
     """Write sum over j of expert_weights[:, j] * down(silu(gate x) * up x) into out.
 
-    x, out [M, H] fp32|bf16 of one type · expert_ids [M, k] int32, pool * E + e or -1 · expert_weights [M, k] fp32
-    pools: per pool (up_gate Weight [E, 2*width, H], gate rows first; down Weight [E, H, width]); E is common,
-    widths and formats may differ. silu(gate) * up is rounded to x's type; the sum over j runs in routing order
-    in fp32 and is rounded once. A row whose ids are all -1 becomes zeros.
+    x, out [M, H] fp32|bf16 of one type · expert_ids [M, k] int32, pool * E + e or -1 · expert_weights [M, k]
+    fp32 · pools: per pool (up_gate Weight [E, 2*width, H], gate rows first; down Weight [E, H, width]); E is
+    common, widths and formats may differ. silu(gate) * up is rounded to x's type; the sum over j runs in
+    routing order in fp32 and is rounded once. A row whose ids are all -1 becomes zeros.
     """
     weights = [weight for pool in pools for weight in pool]
     library.moe_experts(

@@ -10,7 +10,8 @@ def quantize_int8(weight: Tensor, data: Tensor, scales: Tensor) -> None:
     """Quantise each row of weight to its own scale, bf16(max|w| / 127).
 
     weight [N, K] fp32|bf16 · data [N, K] int8 · scales [N] bf16
-    The scale is rounded to bf16 first; q = round half away(w / scale), clipped to +-127. A zero row gets scale 1.
+    The scale is rounded to bf16 first; q = round half away(w / scale), clipped to +-127. A zero row gets
+    scale 1.
     """
     library.quantize_int8(weight, data, scales)
 

@@ -1,4 +1,4 @@
-"""Rotary embeddings: the decoder's, joined with the write of K and V into the cache, and the vision tower's."""
+"""Rotary embeddings: the decoder's, joined with the write of K and V to the cache, and the vision tower's."""
 
 from __future__ import annotations
 
