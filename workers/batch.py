@@ -79,20 +79,17 @@ def build_batch(
     kv_lens = first + counts
     _check_chunks(live, counts, kv_lens, block_size)
 
-    num_tokens = int(query_starts[-1])
-    token_ids = np.empty(num_tokens, np.int32)
-    positions = np.empty((3, num_tokens), np.int32)
-    for sequence, start, end in zip(live, query_starts[:-1].tolist(), query_starts[1:].tolist(), strict=True):
-        begin = sequence.num_computed_tokens
-        token_ids[start:end] = sequence.tokens.view()[begin : begin + end - start]
-        sequence.positions.slice_into(positions[:, start:end], begin)
-
+    row = np.repeat(np.arange(len(chunks)), counts)  # of each token: its chunk
+    index = np.arange(query_starts[-1], dtype=np.int32) + (first - query_starts[:-1])[row]  # in its sequence
+    token_ids = np.concatenate(
+        [s.tokens.view()[s.num_computed_tokens : end] for s, end in zip(live, kv_lens.tolist(), strict=True)]
+    )
     block_tables = _block_tables(live, kv_lens, block_size)
     samples = np.array([chunk.samples for chunk in chunks], bool)
     return HostBatch(
         token_ids=token_ids,
-        positions=positions,
-        slots=_slots(block_tables, first, counts, query_starts, block_size),
+        positions=_positions(live, row, index, query_starts.tolist()),
+        slots=block_tables[row, index // block_size] * np.int32(block_size) + index % np.int32(block_size),
         token_types=token_types(token_ids, image_patch_id, num_pools),
         block_tables=block_tables,
         query_starts=query_starts,
@@ -124,14 +121,14 @@ def _block_tables(live: Sequence[LiveSequence], kv_lens: np.ndarray, block_size:
     return tables
 
 
-def _slots(
-    block_tables: np.ndarray,
-    first: np.ndarray,
-    counts: np.ndarray,
-    query_starts: np.ndarray,
-    block_size: int,
+def _positions(
+    live: Sequence[LiveSequence], row: np.ndarray, index: np.ndarray, query_starts: list[int]
 ) -> np.ndarray:
-    """block_id * block_size + offset of every token."""
-    row = np.repeat(np.arange(len(counts)), counts)
-    index = np.arange(query_starts[-1], dtype=np.int32) + np.repeat(first - query_starts[:-1], counts)
-    return block_tables[row, index // block_size] * np.int32(block_size) + index % np.int32(block_size)
+    """[3, M]: generated tokens by their index alone, all at once; prompts by slices of theirs."""
+    delta = np.array([sequence.positions.delta for sequence in live], np.int32)
+    positions = np.tile(index + delta[row], (3, 1))
+    for i, sequence in enumerate(live):
+        if sequence.num_computed_tokens < sequence.positions.num_known:
+            chunk = positions[:, query_starts[i] : query_starts[i + 1]]
+            sequence.positions.slice_into(chunk, sequence.num_computed_tokens)
+    return positions

@@ -30,12 +30,10 @@ class Positions:
             counter = self._fill_text(end, item.offset, counter)
             end = item.offset + item.num_tokens
             counter = self._fill_media(item, counter)
+        self.num_known = num_tokens
         self.next_position = self._fill_text(end, num_tokens, counter)
-
-    @property
-    def delta(self) -> int:
-        """What to add to the index of a token behind the known ones to get its position; mostly <= 0."""
-        return self.next_position - self._known.shape[1]
+        # What to add to the index of a token behind the known ones to get its position; mostly <= 0.
+        self.delta = self.next_position - num_tokens
 
     def slice_into(self, out: np.ndarray, first: int) -> None:
         """Fill `out` [3, n] int32 with the positions of the tokens [first, first + n)."""

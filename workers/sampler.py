@@ -6,11 +6,14 @@ while a sequence has fewer than min_tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import operator
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 import cuda_ops
+from engine.errors import EngineError
 from engine.messages import SampledToken, SamplingParams, TokenLogprobs
 from engine.model_config import ModelConfig
 from workers.device.base import Device, Tensor
@@ -27,6 +30,8 @@ class Sampler:
         self._device = device
         self._eos_token_ids = model.eos_token_ids
         self._allowed_bits = device.upload(allowed_bits(model, padded_vocab_size, num_token_ids))
+        self._kept: cuda_ops.SamplingBatch | None = None
+        self._kept_params: list[SamplingParams] = []  # of the rows of _kept
 
     def sample(self, logits: Tensor, live: Sequence[LiveSequence]) -> tuple[Tensor, list[SampledToken]]:
         """One token per row of logits [S, V] fp32 (overwritten); returns ids [S] int32 on the device too."""
@@ -38,6 +43,9 @@ class Sampler:
         top_logprobs = device.empty((rows, num_top), "float32")
         cuda_ops.sample_tokens(logits, self._batch(live), token_ids, logprobs, top_ids, top_logprobs)
         ids = device.download(token_ids).tolist()
+        if -1 in ids:
+            seq_id = live[ids.index(-1)].seq_id
+            raise EngineError(f"the logits of sequence {seq_id} are not numbers; are the weights damaged?")
         if all(sequence.sampling.num_logprobs < 0 for sequence in live):
             return token_ids, [SampledToken(s.seq_id, i) for s, i in zip(live, ids, strict=True)]
         details = (device.download(logprobs), device.download(top_ids), device.download(top_logprobs))
@@ -48,10 +56,23 @@ class Sampler:
         return token_ids, tokens
 
     def _batch(self, live: Sequence[LiveSequence]) -> cuda_ops.SamplingBatch:
+        """What the op needs; the part that only changes with the set of sequences is kept between steps."""
         params = [sequence.sampling for sequence in live]
-        history, history_starts = _ragged([_history(sequence) for sequence in live])
-        banned, banned_starts = _ragged([self._banned(sequence) for sequence in live])
-        upload = self._device.upload
+        if self._kept is None or not _are_same(params, self._kept_params):
+            self._kept, self._kept_params = self._parameters(params), params
+        changes = {"counters": np.array([sequence.num_output_tokens for sequence in live], np.int64)}
+        if any(_has_penalty(p) for p in params):
+            changes["history"], changes["history_starts"] = _ragged([_history(s) for s in live])
+            changes["num_prompt_tokens"] = np.array([s.num_prompt_tokens for s in live], np.int32)
+        if any(p.min_tokens for p in params):
+            changes["banned"], changes["banned_starts"] = _ragged([self._banned(s) for s in live])
+        uploaded = {name: self._device.upload(array) for name, array in changes.items()}
+        return dataclasses.replace(self._kept, **uploaded)
+
+    def _parameters(self, params: list[SamplingParams]) -> cuda_ops.SamplingBatch:
+        """Rows without history and bans."""
+        upload, rows = self._device.upload, len(params)
+        nothing, no_starts = upload(_NOTHING), upload(np.zeros(rows + 1, np.int32))
         return cuda_ops.SamplingBatch(
             temperature=upload(_floats(p.temperature for p in params)),
             top_k=upload(np.array([p.top_k for p in params], np.int32)),
@@ -61,12 +82,12 @@ class Sampler:
             presence=upload(_floats(p.presence_penalty for p in params)),
             frequency=upload(_floats(p.frequency_penalty for p in params)),
             seeds=upload(np.array([_signed64(p.seed) for p in params], np.int64)),
-            counters=upload(np.array([s.num_output_tokens for s in live], np.int64)),
-            history=upload(history),
-            history_starts=upload(history_starts),
-            num_prompt_tokens=upload(np.array([s.num_prompt_tokens for s in live], np.int32)),
-            banned=upload(banned),
-            banned_starts=upload(banned_starts),
+            counters=upload(np.zeros(rows, np.int64)),
+            history=nothing,
+            history_starts=no_starts,
+            num_prompt_tokens=upload(np.zeros(rows, np.int32)),
+            banned=nothing,
+            banned_starts=no_starts,
             allowed_bits=self._allowed_bits,
         )
 
@@ -104,9 +125,16 @@ _NOTHING = np.empty(0, np.int32)
 
 def _history(sequence: LiveSequence) -> np.ndarray:
     """Prompt and output of a sequence with a penalty; nothing for the others, who do not need it."""
-    params = sequence.sampling
-    has_penalty = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
-    return sequence.tokens.view() if has_penalty else _NOTHING
+    return sequence.tokens.view() if _has_penalty(sequence.sampling) else _NOTHING
+
+
+def _has_penalty(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+
+
+def _are_same(params: list[SamplingParams], kept: list[SamplingParams]) -> bool:
+    """Whether these are the very same objects, row by row."""
+    return len(params) == len(kept) and all(map(operator.is_, params, kept))
 
 
 def _ragged(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -116,8 +144,8 @@ def _ragged(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows), starts
 
 
-def _floats(values: object) -> np.ndarray:
-    return np.fromiter(values, np.float32)  # type: ignore[call-overload]
+def _floats(values: Iterable[float]) -> np.ndarray:
+    return np.fromiter(values, np.float32)
 
 
 def _signed64(seed: int) -> int:

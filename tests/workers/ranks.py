@@ -1,11 +1,12 @@
 """Ranks of one model in one process, and a small engine that drives them with plans.
 
-Ranks run on threads that take turns: one computes until it waits in a collective, so a test is
-deterministic and needs no processes. The collectives sum in rank order in fp32, as the real ones do.
+Ranks run on threads that take turns: one computes until it waits in a collective, so a test needs no
+processes. The collectives are the real ones.
 """
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+import cuda_ops
 from engine.messages import Chunk, NewSequence, SampledToken, SamplingParams, StepPlan, StepResult
 from engine.model_config import ModelConfig
 from tests.workers.builders import Prompt, RawWeights, place_weights
@@ -26,89 +28,67 @@ BLOCK_SIZE = 4
 GREEDY = SamplingParams(max_tokens=1 << 20, temperature=0.0, num_logprobs=8)
 
 
-class Meeting:
-    """Where the ranks of one world meet; `turn` is held by the rank that computes."""
+class TurnGroup:
+    """A rank's real collectives, which let another rank compute while this one waits."""
 
-    def __init__(self, world: int) -> None:
-        self.world = world
-        self.turn = threading.Lock()
-        self.barrier = threading.Barrier(world, timeout=60)
-        self.given: list[Any] = [None] * world
-
-
-class ThreadGroup:
-    """One rank's collectives; implements workers.device.base.Group."""
-
-    def __init__(self, meeting: Meeting, rank: int) -> None:
-        self._meeting, self._rank = meeting, rank
+    def __init__(self, group: cuda_ops.SharedMemoryGroup, turn: threading.Lock) -> None:
+        self._group, self._turn = group, turn
 
     def all_reduce(self, tensor: Any) -> None:
-        _write(tensor, _sum_in_order, self._exchange(tensor))
+        self._wait(self._group.all_reduce, tensor)
 
     def all_gather(self, tensor: Any, out: Any) -> None:
-        _write(out, np.stack, self._exchange(tensor))
+        self._wait(self._group.all_gather, tensor, out)
 
     def broadcast(self, tensor: Any, root: int) -> None:
-        _write(tensor, lambda parts: parts[root], self._exchange(tensor))
+        self._wait(self._group.broadcast, tensor, root)
 
     def barrier(self) -> None:
-        self._meet()
+        self._wait(self._group.barrier)
+
+    def abort(self) -> None:
+        self._group.abort()
 
     def close(self) -> None:
-        pass
+        self._group.close()
 
-    def _exchange(self, tensor: Any) -> list[np.ndarray]:
-        """Every rank's tensor."""
-        self._meeting.given[self._rank] = tensor.numpy()
-        self._meet()
-        parts = list(self._meeting.given)
-        self._meet()  # nobody gives again before all have taken
-        return parts
-
-    def _meet(self) -> None:
-        self._meeting.turn.release()
+    def _wait(self, collective: Callable[..., None], *arguments: Any) -> None:
+        self._turn.release()
         try:
-            self._meeting.barrier.wait()
+            collective(*arguments)
         finally:
-            self._meeting.turn.acquire()
-
-
-def _sum_in_order(parts: list[np.ndarray]) -> np.ndarray:
-    total = parts[0].copy()
-    for part in parts[1:]:
-        total += part
-    return total
-
-
-def _write(tensor: Any, combine: Callable[[list[np.ndarray]], np.ndarray], parts: list[np.ndarray]) -> None:
-    np.from_dlpack(tensor)[...] = combine(parts)
+            self._turn.acquire()
 
 
 class RankThreads:
     """`world` devices whose ranks run the same function, each on its thread."""
 
     def __init__(self, world: int) -> None:
-        self._meeting = Meeting(world)
+        self._turn = threading.Lock()
         self._pool = ThreadPoolExecutor(world)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "collective"
+            self._groups = list(
+                self._pool.map(lambda rank: self._open_group(path, rank, world), range(world))
+            )
         self.devices = [
-            PaddleCpu(rank, world, ThreadGroup(self._meeting, rank) if world > 1 else None)
-            for rank in range(world)
+            PaddleCpu(rank, world, group if world > 1 else None) for rank, group in enumerate(self._groups)
         ]
 
     def run(self, function: Callable[[PaddleCpu], Result]) -> list[Result]:
-        """The results in rank order; an error of any rank is raised."""
-        if len(self.devices) == 1:
-            return [function(self.devices[0])]
+        """The results in rank order; the first error of any rank is raised."""
+        return list(self._pool.map(lambda device: self._run_in_turn(function, device), self.devices))
 
-        def run_in_turn(device: PaddleCpu) -> Result:
-            with self._meeting.turn:
-                try:
-                    return function(device)
-                except BaseException:
-                    self._meeting.barrier.abort()
-                    raise
+    def _open_group(self, path: Path, rank: int, world: int) -> TurnGroup:
+        return TurnGroup(cuda_ops.SharedMemoryGroup(path, rank, world, timeout=60.0), self._turn)
 
-        return list(self._pool.map(run_in_turn, self.devices))
+    def _run_in_turn(self, function: Callable[[PaddleCpu], Result], device: PaddleCpu) -> Result:
+        with self._turn:
+            try:
+                return function(device)
+            except BaseException:
+                self._groups[device.rank].abort()
+                raise
 
 
 class Ranks:

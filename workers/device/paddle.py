@@ -60,7 +60,7 @@ class PaddleCpu:
         return paddle.zeros(list(shape), dtype=dtype)
 
     def upload(self, array: np.ndarray, dtype: DtypeName | None = None) -> Tensor:
-        return paddle.to_tensor(_host_bits(array, dtype), place=paddle.CPUPlace())
+        return paddle.to_tensor(_host_bits(array, dtype))
 
     def write(self, tensor: Tensor, array: np.ndarray) -> None:
         if list(array.shape) != list(tensor.shape) or not tensor.is_contiguous():
@@ -141,9 +141,9 @@ def _host_bits(array: np.ndarray, dtype: DtypeName | None) -> np.ndarray:
     """The array as Paddle takes it: uint16 stands for bf16."""
     if dtype == "bfloat16" and array.dtype == np.float32:
         return bits_from_float32(array)
-    given = "bfloat16" if array.dtype == np.uint16 else array.dtype.name
-    if given != (dtype or array.dtype.name):
-        raise TypeError(f"cannot upload {array.dtype.name} as {dtype or array.dtype.name}: convert it first")
+    host = np.uint16 if dtype == "bfloat16" else dtype
+    if (array.dtype == np.uint16) if host is None else (array.dtype != host):
+        raise TypeError(f"cannot upload {array.dtype} as {dtype}: convert it first")
     return np.ascontiguousarray(array)
 
 
