@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from api.errors import EngineUnavailable, Failure
-from api.middleware import MIDDLEWARES, add_headers
+from api.middleware import MIDDLEWARES, SERVER_NAME, add_headers
 from api.routes import add_routes
 from api.routes.health import PROBE, HealthProbe
 from api.services import SERVICES, Services
@@ -56,7 +56,12 @@ class JsonErrorHandler(RequestHandler):
             failure = Failure(status, "This is not valid HTTP, or a header is too long.", code="bad_http")
         else:
             failure = Failure(status, "The server failed to handle this request.", code="internal_error")
-        response = web.Response(status=status, body=failure.body(), content_type="application/json")
+        response = web.Response(
+            status=status,
+            body=failure.body(),
+            headers={"Server": SERVER_NAME},
+            content_type="application/json",
+        )
         response.force_close()
         return response
 

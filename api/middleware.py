@@ -9,7 +9,6 @@ from __future__ import annotations
 import hmac
 import logging
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -17,6 +16,7 @@ from aiohttp import web
 
 from api.errors import Failure, describe
 from api.services import SERVICES
+from api.trace import TRACE, Trace
 from engine.errors import RequestError
 from engine.messages import RequestObserved
 
@@ -26,6 +26,8 @@ _log = logging.getLogger("octet.api")
 
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection; only logs and metrics see it
 PUBLIC_ROUTES = frozenset({"/live", "/ready", "/health"})  # probes of an orchestrator carry no key
+
+SERVER_NAME = "octet"  # instead of which libraries, in which versions
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _EXPOSED = "X-Request-Id, X-Client-Request-Id, X-Octet-Warning, Retry-After"
@@ -37,29 +39,29 @@ def warn(request: web.Request, unknown_fields: Iterable[str]) -> None:
     names = [ascii(name[:64]) for name in unknown_fields]
     if names:
         more = ", ..." if len(names) > MAX_WARNED_FIELDS else ""
-        request["warning"] = f"unknown fields ignored: {', '.join(names[:MAX_WARNED_FIELDS])}{more}"
+        request[TRACE].warning = f"unknown fields ignored: {', '.join(names[:MAX_WARNED_FIELDS])}{more}"
 
 
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id, turn exceptions into responses, count and log the outcome."""
-    request["id"] = f"req-{secrets.token_hex(12)}"
+    trace = request[TRACE] = Trace()
     started = time.monotonic()
-    status, failure = CLIENT_GONE, None
+    status = CLIENT_GONE
     try:
         response = await handler(request)
-        status, failure = response.status, request.get("failure")
-        if "exception" in request:
-            _log_failure(request, failure, request["exception"])
+        status = response.status
     except ConnectionError:
         raise  # the client left in the middle of a write
     except Exception as error:
-        failure = describe(error, request["id"])
-        status = failure.status
-        _log_failure(request, failure, error if failure.is_ours else None)
-        response = _error_response(failure, error)
+        trace.failure = describe(error, trace.id)
+        trace.exception = error if trace.failure.is_ours else None
+        response = _error_response(trace.failure, error)
     finally:
-        _report(request, status, time.monotonic() - started, failure)
+        if trace.failure is not None:
+            status = trace.failure.status
+            _log_failure(request, trace, trace.failure)
+        _report(request, trace, status, time.monotonic() - started)
     return response
 
 
@@ -98,13 +100,15 @@ MIDDLEWARES = (observe, answer_preflight, check_key)
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Signal handler: what every response carries, streams and errors included."""
     headers = response.headers
-    headers["X-Request-Id"] = request.get("id", "none")
+    trace = request.get(TRACE) or Trace()  # none when the request was no HTTP
+    headers["X-Request-Id"] = trace.id
+    headers["Server"] = SERVER_NAME
     headers["Access-Control-Allow-Origin"] = "*"
     headers["Access-Control-Expose-Headers"] = _EXPOSED
     if _SANE_ID.fullmatch(given := request.headers.get("X-Request-Id", "")):
         headers["X-Client-Request-Id"] = given
-    if "warning" in request:
-        headers["X-Octet-Warning"] = request["warning"]
+    if trace.warning:
+        headers["X-Octet-Warning"] = trace.warning
 
 
 def _has_key(request: web.Request, keys: Iterable[str]) -> bool:
@@ -127,27 +131,28 @@ def _error_response(failure: Failure, error: Exception) -> web.Response:
     )
 
 
-def _log_failure(request: web.Request, failure: Failure | None, error: BaseException | None) -> None:
-    message = failure.message if failure else "unknown"
-    status = failure.status if failure else 500
-    level = logging.ERROR if error is not None else logging.WARNING if status >= 500 else logging.INFO
-    line = "%s %s %d %s: %.300s"
+def _log_failure(request: web.Request, trace: Trace, failure: Failure) -> None:
+    level = logging.INFO if failure.status < 500 else logging.WARNING
+    if trace.exception is not None:
+        level = logging.ERROR
     given = request.headers.get("X-Request-Id", "")
-    request_id = f"{request['id']} (client's {given})" if _SANE_ID.fullmatch(given) else request["id"]
-    _log.log(level, line, request.method, _route(request), status, request_id, message, exc_info=error)
+    request_id = f"{trace.id} (client's {given})" if _SANE_ID.fullmatch(given) else trace.id
+    line, route = "%s %s %d %s: %.300s", _route(request)
+    values = (request.method[:10], route, failure.status, request_id, failure.message)
+    _log.log(level, line, *values, exc_info=trace.exception)
 
 
-def _report(request: web.Request, status: int, seconds: float, failure: Failure | None) -> None:
-    prompts = request.get("prompts", ())
+def _report(request: web.Request, trace: Trace, status: int, seconds: float) -> None:
+    failure = trace.failure
     request.app[SERVICES].engine.observe(
         RequestObserved(
             route=_route(request),
-            status=failure.status if failure else status,
+            status=status,
             seconds=seconds,
             error_type=(failure.code or failure.type) if failure else "",
-            num_images=sum(prompt.num_images for prompt in prompts),
-            num_videos=sum(prompt.num_videos for prompt in prompts),
-            media_seconds=sum(prompt.media_seconds for prompt in prompts),
+            num_images=sum(prompt.num_images for prompt in trace.prompts),
+            num_videos=sum(prompt.num_videos for prompt in trace.prompts),
+            media_seconds=sum(prompt.media_seconds for prompt in trace.prompts),
         )
     )
 

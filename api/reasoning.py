@@ -1,10 +1,10 @@
 """Parts generated text into reasoning and answer: the parser `ernie-45-vl`.
 
 The prompt opens the reasoning (`<think>`), the model closes it (`</think>`), so the output has no opening
-tag: all is reasoning up to the first closing tag, all is content after it, and without a closing tag everything
-is what the prompt left open. The tag is swallowed, and so are the newlines that the model writes between it
-and the answer. One state machine serves streams and whole answers, so they cannot differ; it follows token
-ids where the tag is a token, and text where the tokenizer spells it in pieces.
+tag: all is reasoning up to the first closing tag, all is content after it, and without a closing tag
+everything is what the prompt left open. The tag is swallowed, and so are the newlines that the model writes
+between it and the answer. One state machine serves streams and whole answers, so they cannot differ; it
+follows token ids where the tag is a token, and text where the tokenizer spells it in pieces.
 """
 
 from __future__ import annotations

@@ -114,15 +114,20 @@ class Services:
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
 
 
+def _checkpoint_folder(config: ServerConfig) -> Path:
+    """Where the model's files lie; a preset is a single file among others."""
+    path = Path(config.model)
+    return path if path.is_dir() else path.parent
+
+
 @contextlib.asynccontextmanager
 async def open_services(config: ServerConfig, directory: RunDirectory) -> AsyncIterator[Services]:
     """Read tokenizer and template, start the decoding processes, connect to the engine; undo it at the end.
 
     Raises ConfigError when a flag or a file of the checkpoint is wrong.
     """
-    checkpoint = Path(config.model)
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    model = read_model_config(checkpoint, config.config_overrides)
+    folder = _checkpoint_folder(config)
+    model = read_model_config(config.model, config.config_overrides)
     tokenizer_folder = Path(config.tokenizer or folder)
     tokenizer = load_tokenizer(tokenizer_folder, folder)
     template = load_template(config.chat_template, tokenizer_folder, model.family)

@@ -15,7 +15,7 @@ from aiohttp import web
 from api.errors import describe
 from api.generation import Generation
 from api.render import DONE, Renderer, sse
-from engine.errors import OctetError
+from api.trace import TRACE
 
 KEEP_ALIVE_SECONDS = 10.0  # of silence, then a comment is written; proxies give up after 30 to 60
 KEEP_ALIVE = b": waiting\n\n"
@@ -82,7 +82,7 @@ async def _write(request: web.Request, response: web.StreamResponse, data: bytes
 
 async def _write_error(request: web.Request, response: web.StreamResponse, error: Exception) -> None:
     """Too late for a status: an error object as an event, then the end. The middleware reports it."""
-    request["failure"] = failure = describe(error, request["id"])
-    if failure.is_ours or not isinstance(error, OctetError):
-        request["exception"] = error
+    trace = request[TRACE]
+    trace.failure = failure = describe(error, trace.id)
+    trace.exception = error if failure.is_ours else None
     await response.write(sse(failure.body()) + DONE)

@@ -14,6 +14,7 @@ from api.render import ChatRenderer
 from api.routes.common import answer, make_work, read_chunk_usage, read_request, read_stop_rule
 from api.schema import BodyDecoder, ChatRequest
 from api.services import SERVICES, Services
+from api.trace import TRACE
 from engine.errors import RequestError
 
 _decoder = BodyDecoder(ChatRequest)
@@ -40,7 +41,7 @@ async def _prepare(request: web.Request, services: Services, chat: ChatRequest, 
     sampling = read_sampling(chat, services.defaults, services.vocab_size)
     n, stop_rule = read_num_choices(chat), read_stop_rule(chat, sampling)
     prompt = await _build_prompt(services, chat)
-    request["prompts"] = [prompt]
+    request[TRACE].prompts = [prompt]
     param = "messages" if chat.prompt_token_ids is None else "prompt_token_ids"
     try:
         sampling = fit_to_context(sampling, len(prompt.token_ids), services.max_model_len, param)

@@ -15,6 +15,7 @@ from api.render import TextRenderer
 from api.routes.common import answer, make_work, read_chunk_usage, read_request, read_stop_rule
 from api.schema import BodyDecoder, CompletionRequest
 from api.services import SERVICES, Services
+from api.trace import TRACE
 from engine.errors import RequestError
 
 BUILD_IN_PLACE = 8192  # characters or tokens; encoding more would hold up the event loop
@@ -54,7 +55,7 @@ async def _prepare(
         fitted = fit_to_context(sampling, len(prompt.token_ids), services.max_model_len, param)
         parts = [ContentOnly(services.tokenizer) for _ in range(n)]
         works.append(make_work(prompt, fitted, stop_rule, parts))
-    request["prompts"] = [work.prompt for work in works]
+    request[TRACE].prompts = [work.prompt for work in works]
     return Generation("cmpl", services.model_name, works, arrival)
 
 
@@ -71,7 +72,7 @@ def _named_prompts(completion: CompletionRequest) -> list[tuple[str, str | list[
         return [("prompt", prompt)]  # type: ignore[list-item]
     kind = type(prompt[0])
     for index, item in enumerate(prompt):
-        if type(item) is not kind or isinstance(item, int):
+        if type(item) is not kind:
             raise RequestError(
                 "A list of prompts must be all texts, all token ids, or all lists of token ids.",
                 param=f"prompt[{index}]",
