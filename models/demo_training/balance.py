@@ -50,7 +50,9 @@ class LoadBalancer:
         return {name: (load / load.sum().clamp(min=1)).tolist() for name, load in self._loads.items()}
 
     def _counter(self, name: str, is_vision: bool) -> Any:
-        def count(router: Any, _inputs: Any, outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+        def count(
+            router: Any, _inputs: Any, outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+        ) -> None:
             selected = outputs[2]
             known = self._known.get(is_vision)
             if not router.training or known is None or len(known) != len(selected):

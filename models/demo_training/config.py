@@ -10,6 +10,8 @@ models.demo_training.config` prints the parameter table.
                         a tower seven layers deep and 160 wide. Its four patches of a token make the resampler 640
                         wide. The decoder needs few layers for short answers; its vision experts, a fifth of the model,
                         read too.
+                        (But those of the last layer never matter, in any model of this family: nothing reads the
+                        pictures' positions behind it.)
     why not more        A fifth decoder layer costs 1.8 M parameters, as much as six tower layers. Narrower experts
                         would not divide at TP 8, fewer than four would leave top-2 little to choose. Shared experts
                         would cost 0.6 M; the 424B has none either.

@@ -14,7 +14,10 @@ IMPLEMENTATION = "sorted_slices"
 
 
 def sorted_slices(
-    experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    experts: torch.nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
     """hidden_states [S, H], top_k_index and top_k_weights [S, k] -> [S, H]"""
     num_tokens, top_k = top_k_index.shape

@@ -48,7 +48,9 @@ def quantised(model: Model, quantization: Quantization, ranks: int = 1) -> Itera
             parameter.data = data
 
 
-def _how(name: str, parameter: torch.nn.Parameter, quantization: Quantization, ranks: int) -> tuple[int, int] | None:
+def _how(
+    name: str, parameter: torch.nn.Parameter, quantization: Quantization, ranks: int
+) -> tuple[int, int] | None:
     """(bits, group) of a weight, None if it stays."""
     if quantization == "bfloat16" or parameter.ndim < 2 or "embed_tokens" in name or ".gate." in name:
         return None

@@ -70,7 +70,9 @@ def _by_size(bounds: list[int]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     for start, end in zip(bounds, bounds[1:], strict=False):
         groups[end - start].append(start)
     rows = [np.add.outer(starts, np.arange(length)).reshape(-1) for length, starts in groups.items()]
-    return torch.from_numpy(np.concatenate(rows)), [(len(starts), length) for length, starts in groups.items()]
+    return torch.from_numpy(np.concatenate(rows)), [
+        (len(starts), length) for length, starts in groups.items()
+    ]
 
 
 def _pair_frames(hidden_states: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
@@ -83,5 +85,7 @@ def _pair_frames(hidden_states: torch.Tensor, grid_thw: torch.Tensor) -> torch.T
         second.append(index[1::2].reshape(-1) if frames > 1 else index.reshape(-1))
         offset += frames * size
     device = hidden_states.device
-    halves = [torch.from_numpy(np.concatenate(part)).to(device, non_blocking=True) for part in (first, second)]
+    halves = [
+        torch.from_numpy(np.concatenate(part)).to(device, non_blocking=True) for part in (first, second)
+    ]
     return torch.cat([hidden_states[half] for half in halves], dim=-1)

@@ -103,7 +103,9 @@ def sample_losses(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Per sample: sum of its target tokens' losses [B]; number of them [B]; whether all are the most likely [B]."""
     states = hidden_states(model, normalise, batch)
-    before_target = batch.is_target.roll(-1, dims=1)  # the first token is never a target, so nothing wraps round
+    before_target = batch.is_target.roll(
+        -1, dims=1
+    )  # the first token is never a target, so nothing wraps round
     logits = model.lm_head(states[before_target]).float()
     labels = batch.token_ids[batch.is_target]
     losses = cross_entropy(logits, labels, reduction="none")

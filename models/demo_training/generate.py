@@ -86,5 +86,3 @@ def _left_padded(batch: MicroBatch) -> MicroBatch:
         batch.grids,
         batch.skills,
     )
-
-

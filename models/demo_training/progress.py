@@ -29,7 +29,9 @@ class Reporter:
     def is_due(self) -> bool:
         return time.monotonic() - self._since >= self._every
 
-    def line(self, step: int, samples: int, done: float, seconds: float, rate: float, extra: dict[str, Any]) -> None:
+    def line(
+        self, step: int, samples: int, done: float, seconds: float, rate: float, extra: dict[str, Any]
+    ) -> None:
         """Print and log; `done` is the finished share, `seconds` the training time so far, `rate` the learning rate."""
         count = sum(map(len, self._losses.values()))
         per_second = count / max(1e-9, time.monotonic() - self._since)

@@ -113,7 +113,9 @@ class Trainer:
     def done(self) -> float:
         """Finished share of the run, from 0 to 1."""
         s = self.settings
-        return min(1.0, self.progress.samples / s.samples if s.samples else self.progress.seconds / (60 * s.minutes))
+        return min(
+            1.0, self.progress.samples / s.samples if s.samples else self.progress.seconds / (60 * s.minutes)
+        )
 
     @property
     def is_done(self) -> bool:
@@ -181,7 +183,9 @@ class Trainer:
         if found is not None:
             self.progress = checkpoint.restore(found, self.model, self.optimizer)
             if self.progress.seed != self.settings.seed:
-                raise SystemExit(f"{found} was made with seed {self.progress.seed}; give the same or a new --out.")
+                raise SystemExit(
+                    f"{found} was made with seed {self.progress.seed}; give the same or a new --out."
+                )
         elif self.settings.init_from:
             checkpoint.load_weights(self.model, Path(self.settings.init_from))
 
@@ -203,7 +207,9 @@ def _optimizer(model: Model, settings: Settings) -> torch.optim.AdamW:
         {"params": [p for n, p in trained.items() if decays(n, p)], "weight_decay": WEIGHT_DECAY},
         {"params": [p for n, p in trained.items() if not decays(n, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, settings.learning_rate, betas=(0.9, 0.98), fused=settings.device == "cuda")
+    return torch.optim.AdamW(
+        groups, settings.learning_rate, betas=(0.9, 0.98), fused=settings.device == "cuda"
+    )
 
 
 def parse(arguments: list[str] | None = None) -> Settings:
@@ -214,7 +220,9 @@ def parse(arguments: list[str] | None = None) -> Settings:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", choices=("demo", "mini"), default=default.model)
-    parser.add_argument("--only", type=lambda text: tuple(text.split(",")), default=(), help="skills, comma-separated")
+    parser.add_argument(
+        "--only", type=lambda text: tuple(text.split(",")), default=(), help="skills, comma-separated"
+    )
     for name in ("device", "init_from"):
         parser.add_argument(_flag(name), default=getattr(default, name))
     for name in ("seed", "samples", "samples_per_step", "warmup_steps", "max_tokens", "max_patches",

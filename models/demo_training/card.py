@@ -1,0 +1,69 @@
+"""The model card that is exported with the weights: what it is, how it was made, how well it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from models.demo_training.config import parameter_table
+from models.tiny_config import TinyModel
+
+EVALUATION_FILE = (
+    "evaluation.json"  # {"bfloat16 TP 1": {"shapes": 0.99, ...}, ...}, written by evaluate_served.py
+)
+
+_TEXT = """# Octet demo model
+
+A small ERNIE-4.5-VL of the true architecture (3-D rope, two expert pools with correction bias, vision tower, resampler
+with temporal merge), {millions:.1f} M parameters in bf16, in the -Paddle layout. It sees a small drawn world:
+shapes, colours, counts to nine, numbers and short words, up to four pictures, simple clips; it calculates, repeats, calls
+tools, writes JSON and can think first. English and Chinese. Everything else it declines, or gets wrong: it is a test
+and a demonstration, not an assistant.
+
+Made by `models/demo_training` from generated samples only: {samples:,} of them in {steps:,} steps,
+{minutes:.0f} minutes, seed {seed}. No published weights and no collected data were used.
+
+## Parameters
+
+| part | parameters |
+|---|---|
+{parts}
+
+## Evaluation
+
+Share of right answers on fresh samples that training never drew, greedy.
+
+{scores}
+"""
+
+
+def model_card(run: Path, sizes: TinyModel, progress: dict[str, Any]) -> str:
+    parts = parameter_table(sizes)
+    return _TEXT.format(
+        millions=sum(parts.values()) / 1e6,
+        samples=progress["samples"],
+        steps=progress["step"],
+        minutes=progress["seconds"] / 60,
+        seed=progress["seed"],
+        parts="\n".join(f"| {part} | {count:,} |" for part, count in parts.items() if count),
+        scores=score_table(run / EVALUATION_FILE),
+    )
+
+
+def score_table(file: Path) -> str:
+    """One row per skill, one column per way of serving."""
+    if not file.is_file():
+        return "Not evaluated yet: `python -m models.demo_training.evaluate_served`."
+    columns: dict[str, dict[str, float]] = json.loads(file.read_text())
+    skills = list(dict.fromkeys(skill for scores in columns.values() for skill in scores))
+    head = f"| skill | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
+    rows = [
+        f"| {skill} | " + " | ".join(_percent(scores.get(skill)) for scores in columns.values()) + " |"
+        for skill in skills
+    ]
+    return "\n".join([head, *rows])
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
