@@ -85,8 +85,8 @@ class ApiGateway:
 
     def _send(self, client: Client, message: ToApi) -> None:
         self._tokens.send_multipart((client + b" ", self._outgoing.encode(message)))
-        if self._tokens.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # see readers.py
-            self._readers[1].drain()
+        if self._tokens.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            self._readers[1].drain_soon()  # the send may have swallowed the signal
 
     def _send_state(self, client: Client) -> None:
         sequence = self._next_sequence.setdefault(client, 0)
@@ -110,10 +110,13 @@ class ApiGateway:
         except msgspec.DecodeError as error:
             log.warning("dropped a malformed message of %s: %s", client.decode(errors="replace"), error)
             return
-        if self._guest:
-            self._guest.on_request(client, message)
-        else:
+        if self._guest is None:
             self._turn_away(client, message)
+            return
+        try:
+            self._guest.on_request(client, message)
+        except Exception:
+            log.exception("the engine could not take a message of %s", client.decode(errors="replace"))
 
     def _turn_away(self, client: Client, message: ToEngine) -> None:
         """Nobody serves yet: whoever waits for an answer gets one."""

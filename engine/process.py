@@ -14,6 +14,7 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PARENT = "OCTET_PARENT_PID"
 _QUIET_LOGGERS = ("asyncio", "aiohttp.access", "urllib3", "httpx", "huggingface_hub", "filelock", "PIL")
 
 
@@ -32,12 +33,17 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
     """Ask the kernel to send `signal_number` when the parent ends, and leave now if it already has.
 
     The kernel watches the parent's *thread* that forked us, so parents start children from their main
-    thread. Does nothing where prctl does not exist.
+    thread, with `environment_for_child`: a parent that died before this call is noticed by its id.
     """
-    parent = os.getppid()
+    parent = int(os.environ.pop(_PARENT, os.getppid()))  # popped: our own children have another parent
     _prctl(_PR_SET_PDEATHSIG, int(signal_number))
     if os.getppid() != parent:
         os._exit(1)
+
+
+def environment_for_child() -> dict[str, str]:
+    """Our environment and who the parent is; for processes that call `begin_child`."""
+    return {**os.environ, _PARENT: str(os.getpid())}
 
 
 def adopt_orphans() -> None:

@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from engine.process import describe_exit
+from engine.process import describe_exit, environment_for_child
 
 _TAIL_LINES = 20
 _CHUNK_BYTES = 1 << 16
@@ -32,6 +32,7 @@ class RankProcess:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            env=environment_for_child(),
         )
         self._task = asyncio.create_task(self._follow(self._process))
 

@@ -1,7 +1,7 @@
 """Reads a ZeroMQ socket on the event loop, without a thread and without polling.
 
 A ZeroMQ descriptor signals only changes, so a reader takes everything that is there each time; whoever
-also *sends* on the socket calls `drain` afterwards, because sending may swallow the signal.
+also *sends* on the socket calls `drain_soon` afterwards, because sending may swallow the signal.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ class SocketReader:
         self._loop = asyncio.get_running_loop()
         self._descriptor: int = socket.getsockopt(zmq.FD)
         self._is_open = True
-        self._loop.add_reader(self._descriptor, self.drain)
-        self._loop.call_soon(self.drain)
+        self._loop.add_reader(self._descriptor, self._drain)
+        self.drain_soon()
 
-    def drain(self) -> None:
-        """Take what has arrived."""
+    def drain_soon(self) -> None:
+        """Look at the socket in the next turn of the event loop, never in the middle of the caller's work."""
+        self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
         for _ in range(_PER_TURN):
             if not self._is_open:
                 return
@@ -37,7 +40,7 @@ class SocketReader:
             except zmq.Again:
                 return
             self._on_message(frames)
-        self._loop.call_soon(self.drain)
+        self.drain_soon()
 
     def close(self) -> None:
         """Stop reading; the socket stays open."""

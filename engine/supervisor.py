@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from engine.channels import RunDirectory
 from engine.config import ServerConfig
-from engine.process import adopt_orphans, describe_exit
+from engine.process import adopt_orphans, describe_exit, environment_for_child
 from engine.ready import announce_when_ready
 
 _API_MARGIN = 5.0  # seconds beyond the drain until the api is killed
@@ -47,7 +47,10 @@ class Child:
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+            *self._command,
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+            env=environment_for_child(),
         )
         self.ended = asyncio.create_task(self._process.wait())
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import zmq
 
 from engine.channels import Codec, RunDirectory, open_socket
@@ -195,7 +196,11 @@ class WorkerGroup:
     # ------------------------------------------------------------------ what comes in
 
     def _on_message(self, frames: list[bytes]) -> None:
-        message = self._incoming.decode(frames[-1])
+        try:
+            message = self._incoming.decode(frames[-1])
+        except msgspec.DecodeError as error:
+            self._fail(f"a rank sent a message that cannot be read: {error}", "")
+            return
         if isinstance(message, StepResult):
             if self._result and not self._result.done():
                 self._result.set_result(message)

@@ -61,17 +61,17 @@ class FakeRank:
     def load(self) -> None:
         self.heart.beat(phase=Phase.LOADING, bytes_loaded=0, bytes_total=1000)
         if self.behaviour == "load-for-ever":
-            while True:
-                self.heart.beat()
-                time.sleep(0.05)
+            self.wait_for_ever()
         self.heart.beat(bytes_loaded=1000)
         max_blocks = 64 + self.rank if self.behaviour != "little-memory" else 3
         self.send(RankLoaded(self.rank, max_blocks, 1000, 0.0, "fake"))
 
     def step(self, plan: StepPlan) -> None:
+        self.heart.beat(phase=Phase.RUNNING, step=plan.step)
         if self.rank == self.config.tensor_parallel_size - 1 and plan.chunks:
             self.misbehave()
-        self.heart.beat(phase=Phase.RUNNING, step=plan.step)
+        elif self.behaviour in ("die", "fail", "freeze") and plan.chunks:
+            self.wait_for_ever()  # as in a collective that the last rank does not join
         result = self.mirror.run(plan)
         if self.rank == 0:
             if self.behaviour == "slow":
@@ -87,6 +87,11 @@ class FakeRank:
             os.kill(os.getpid(), signal.SIGSTOP)
         if self.behaviour == "fail":
             raise ValueError("the numbers are wrong")
+
+    def wait_for_ever(self) -> None:
+        while True:
+            self.heart.beat()
+            time.sleep(0.05)
 
     def receive(self) -> ToWorker:
         while not self.plans.poll(100):
