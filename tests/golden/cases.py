@@ -13,6 +13,12 @@ from typing import Literal
 
 import numpy as np
 
+from models.tiny import tiny_model
+
+FOLDER = Path(__file__).parent
+PRESETS = ("golden", "golden-tied")  # of models/tiny.py
+CASES = ("text", "image", "two-images", "video", "image-and-video")
+WEIGHT_SEED, CASE_SEED = 7, 11
 NUM_GREEDY = 32
 Grid = tuple[int, int, int]
 
@@ -37,6 +43,14 @@ class Case:
     positions: np.ndarray  # [3, S] int32: time, row, column
     media: list[Media] = field(default_factory=list)
 
+    @property
+    def is_media(self) -> np.ndarray:
+        """[S] bool: the placeholders, whose embeddings come from pixels."""
+        inside = np.zeros(len(self.token_ids), bool)
+        for item in self.media:
+            inside[item.offset : item.offset + item.num_tokens] = True
+        return inside
+
 
 @dataclass(frozen=True)
 class Ids:
@@ -58,18 +72,18 @@ class Golden:
     weights_sha256: str
 
 
+def media_ids(preset: str) -> Ids:
+    media = tiny_model(preset).media
+    return Ids(media.patch, (media.image_start, media.image_end), (media.video_start, media.video_end))
+
+
 def make_cases(ids: Ids, seed: int) -> list[Case]:
     """Text, one image, two of different size, a video longer than wide, and an image with a video."""
     rng = np.random.default_rng(seed)
     image, tall, wide = ("image", (1, 4, 6)), ("image", (1, 8, 4)), ("image", (1, 2, 10))
     video, clip = ("video", (8, 4, 6)), ("video", (6, 4, 4))
-    return [
-        _make_case("text", [24], ids, rng),
-        _make_case("image", [4, image, 9], ids, rng),
-        _make_case("two-images", [3, image, tall, 8], ids, rng),
-        _make_case("video", [5, video, 7], ids, rng),
-        _make_case("image-and-video", [2, wide, 3, clip, 6], ids, rng),
-    ]
+    parts = ([24], [4, image, 9], [3, image, tall, 8], [5, video, 7], [2, wide, 3, clip, 6])
+    return [_make_case(name, part, ids, rng) for name, part in zip(CASES, parts, strict=True)]
 
 
 def _make_case(name: str, parts: list, ids: Ids, rng: np.random.Generator) -> Case:

@@ -15,13 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from models.tiny import tiny_model, write_tiny_checkpoint
-from tests.golden.cases import Case, Golden, Ids, make_cases, save_golden
+from models.tiny import write_tiny_checkpoint
+from tests.golden.cases import (
+    CASE_SEED,
+    FOLDER,
+    PRESETS,
+    WEIGHT_SEED,
+    Case,
+    Golden,
+    make_cases,
+    media_ids,
+    save_golden,
+)
 from tests.golden.transformers_reference import TransformersReference
 
-FOLDER = Path(__file__).parent
-PRESETS = ("golden", "golden-tied")
-WEIGHT_SEED, CASE_SEED = 7, 11
 _NUM_ROWS = 8
 
 
@@ -38,15 +45,14 @@ def main() -> None:
                 print(file.relative_to(FOLDER), file.stat().st_size, "bytes")
 
 
-def media_ids(preset: str) -> Ids:
-    media = tiny_model(preset).media
-    return Ids(media.patch, (media.image_start, media.image_end), (media.video_start, media.video_end))
-
-
 def answer(reference: TransformersReference, case: Case, digest: str) -> Golden:
-    """Logits of rows spread over the prompt, the last one among them, and the greedy continuation."""
+    """Logits of rows spread over the prompt, the last one among them, and the greedy continuation.
+
+    No row lies inside a media item, so that a test can ask for each as the end of a shorter prompt.
+    """
     logits = reference.logits(case)
-    rows = np.unique(np.linspace(0, len(case.token_ids) - 1, _NUM_ROWS).round().astype(np.int32))
+    between = np.flatnonzero(~case.is_media)
+    rows = between[np.unique(np.linspace(0, len(between) - 1, _NUM_ROWS).round().astype(np.int32))]
     return Golden(case, rows, logits[rows], reference.greedy(case), digest)
 
 

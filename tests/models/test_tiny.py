@@ -1,4 +1,4 @@
-"""The tiny checkpoints: the same bytes everywhere, complete, and with the tokenizer of the real model in small."""
+"""The tiny checkpoints: the same bytes everywhere, complete, with the real tokenizer in small."""
 
 from __future__ import annotations
 
@@ -127,7 +127,8 @@ def test_text_begins_without_a_dummy_space(tokenizer: Tokenizer):
 
 
 def test_template_of_the_checkpoint_writes_the_published_prompt(embedded: Path):
-    template = load_template(embedded)
+    template = load_template("", embedded, "vl")
+    assert str(embedded) in template.origin
     messages = [{"role": "user", "content": "Hi"}]
     prompt = template.render(messages, kwargs={"enable_thinking": False})
     assert prompt == "<|begin_of_sentence|>User: Hi\nAssistant: <think>\n\n</think>\n\n"
