@@ -6,6 +6,7 @@ processes. The collectives are the real ones.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import threading
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from workers.runner import Runner
 Result = TypeVar("Result")
 
 BLOCK_SIZE = 4
+_SEQ_IDS = itertools.count()  # never repeated, so drivers may share ranks one after the other
 GREEDY = SamplingParams(max_tokens=1 << 20, temperature=0.0, num_logprobs=8)
 
 
@@ -140,7 +142,6 @@ class Driver:
         self.ranks = ranks
         self._free = np.random.default_rng(seed).permutation(ranks.num_blocks).tolist()
         self._step = 0
-        self._next_id = 0
         self._added: list[NewSequence] = []
         self._dropped: list[int] = []
         self._blocks: dict[int, list[int]] = {}
@@ -153,8 +154,7 @@ class Driver:
     def add(
         self, prompt: Prompt, sampling: SamplingParams = GREEDY, generated: list[int] | None = None
     ) -> int:
-        seq_id = self._next_id
-        self._next_id += 1
+        seq_id = next(_SEQ_IDS)
         self._prompts[seq_id] = (prompt, sampling)
         self.outputs[seq_id] = []
         self._announce(seq_id, generated or [])
@@ -162,8 +162,7 @@ class Driver:
 
     def add_with_cached_blocks(self, prompt: Prompt, source: int, num_blocks: int) -> int:
         """Add a sequence whose first blocks are another's, as after a hit in a prefix cache."""
-        seq_id = self._next_id
-        self._next_id += 1
+        seq_id = next(_SEQ_IDS)
         self._prompts[seq_id] = (prompt, self._prompts[source][1])
         self.outputs[seq_id] = []
         self._announce(seq_id, [], self._blocks[source][:num_blocks])

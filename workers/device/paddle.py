@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,22 @@ import cuda_ops
 from workers.device.base import Activation, DtypeName, Group, Tensor
 from workers.device.bfloat16 import bits_from_float32, float32_from_bits
 
-with warnings.catch_warnings():
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Let imports inside find no `module`, unless it is loaded already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+# Paddle imports tvm_ffi, which would import PyTorch where that is installed: seconds and memory for nothing.
+with _hidden("torch"), warnings.catch_warnings():
     # Paddle looks for a compiler cache that it would use to build C++ extensions; Octet builds none with it.
     warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
     import paddle
