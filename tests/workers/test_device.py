@@ -1,0 +1,131 @@
+"""What the workers ask of a device, on the CPU implementation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from engine.config import ServerConfig
+from engine.errors import ConfigError
+from tests.checks import assert_same_bits
+from tests.conftest import Rand
+from tests.workers.engine_side import ROOT
+from tests.workers.ranks import RankThreads
+from workers.device import open_device
+from workers.device.bfloat16 import bits_from_float32, float32_from_bits
+from workers.device.paddle import PaddleCpu
+from workers.model.workspace import Workspace
+
+
+@pytest.fixture
+def device() -> PaddleCpu:
+    return PaddleCpu()
+
+
+def test_every_bfloat16_survives_the_way_through_the_device(device: PaddleCpu):
+    bits = np.arange(65536, dtype=np.uint16)
+    bits = bits[np.isfinite(float32_from_bits(bits))]
+    values = device.download(device.upload(bits, "bfloat16"))
+    assert_same_bits(values, float32_from_bits(bits))
+    assert_same_bits(bits_from_float32(values), bits)
+
+
+def test_fp32_becomes_the_nearest_bfloat16_with_ties_to_even():
+    halfway = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3e38, np.inf, np.nan], np.float32)
+    rounded = float32_from_bits(bits_from_float32(halfway))
+    assert rounded[:3].tolist() == [1.0, 1 + 2**-6, -1.0]
+    assert np.isfinite(rounded[3]) and rounded[4] == np.inf and np.isnan(rounded[5])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "float32"])
+def test_arrays_come_back_as_they_went(device: PaddleCpu, rand: Rand, dtype: str):
+    array = rand.numpy.integers(0, 100, (3, 5)).astype(dtype)
+    assert_same_bits(device.download(device.upload(array)), array)
+
+
+def test_wrong_type_is_refused_and_not_converted(device: PaddleCpu):
+    with pytest.raises(TypeError, match="cannot upload int64 as int32"):
+        device.upload(np.zeros(3, np.int64), "int32")
+    with pytest.raises(TypeError, match="uint16"):
+        device.upload(np.zeros(3, np.uint16))
+
+
+def test_view_and_slice_share_memory(device: PaddleCpu):
+    tensor = device.upload(np.zeros((4, 6), np.float32))
+    device.add(device.view(tensor, (8, 3))[2:4], device.upload(np.ones((2, 3), np.float32)))
+    expected = np.zeros((4, 6), np.float32)
+    expected[1] = 1
+    assert_same_bits(device.download(tensor), expected)
+
+
+def test_view_of_nothing_keeps_the_shape(device: PaddleCpu):
+    assert list(device.view(device.empty((0, 6), "float32"), (0, 2, 3)).shape) == [0, 2, 3]
+
+
+def test_bfloat16_sum_is_rounded_once(device: PaddleCpu, rand: Rand):
+    x, y = (float32_from_bits(bits_from_float32(rand.normal(5000, 3))) for _ in range(2))
+    total = device.upload(x, "bfloat16")
+    device.add(total, device.upload(y, "bfloat16"))
+    assert_same_bits(device.download(total), float32_from_bits(bits_from_float32(x + y)))
+
+
+def test_column_shards_lie_side_by_side(device: PaddleCpu):
+    parts = np.arange(12, dtype=np.float32).reshape(2, 3, 2)  # 2 ranks, 3 rows, 2 columns each
+    merged = device.download(device.merge_columns(device.upload(parts)))
+    assert merged.tolist() == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
+
+
+def test_collectives_do_nothing_for_one_rank(device: PaddleCpu, rand: Rand):
+    array = rand.normal(4, 2)
+    tensor, out = device.upload(array), device.empty((1, 4, 2), "float32")
+    device.all_reduce(tensor)
+    device.broadcast(tensor, 0)
+    device.all_gather(tensor, out)
+    device.barrier()
+    assert_same_bits(device.download(tensor), array)
+    assert_same_bits(device.download(out)[0], array)
+
+
+def test_ranks_sum_gather_and_broadcast(rand: Rand):
+    arrays = [rand.normal(3, 2) for _ in range(3)]
+
+    def on_rank(device: PaddleCpu) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        total, shared = (device.upload(arrays[device.rank]) for _ in range(2))
+        gathered = device.empty((3, 3, 2), "float32")
+        device.all_gather(total, gathered)
+        device.all_reduce(total)
+        device.broadcast(shared, 1)
+        return device.download(total), device.download(gathered), device.download(shared)
+
+    for total, gathered, shared in RankThreads(3).run(on_rank):
+        assert_same_bits(total, arrays[0] + arrays[1] + arrays[2])
+        assert_same_bits(gathered, np.stack(arrays))
+        assert_same_bits(shared, arrays[1])
+
+
+def test_memory_is_counted_in_bytes(device: PaddleCpu):
+    assert 0 < device.free_memory() <= device.total_memory()
+
+
+def test_gpu_is_refused_in_words():
+    with pytest.raises(ConfigError, match="computes on the CPU"):
+        open_device(ServerConfig(device="gpu"), 0, lambda: None)
+
+
+def test_rank_does_not_load_pytorch():
+    """tvm_ffi would, wherever PyTorch is installed."""
+    code = "import workers.worker, workers.device.paddle, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_workspace_gives_the_same_memory_for_the_same_name(device: PaddleCpu):
+    workspace = Workspace(device)
+    large = workspace.take("x", (4, 8), "float32")
+    assert workspace.take("x", (4, 8), "float32") is large
+    small = workspace.take("x", (2, 4), "float32")
+    assert (list(small.shape), small.data_ptr()) == ([2, 4], large.data_ptr())
+    assert workspace.take("x", (4, 8), "bfloat16").data_ptr() != large.data_ptr()
+    assert workspace.take("y", (4, 8), "float32").data_ptr() != large.data_ptr()
