@@ -1,7 +1,7 @@
 """Keeps experts equally busy without a loss term: the correction bias follows the load.
 
-After every step an expert with less than its share of tokens gets a little more bias, one with more a little less. The
-bias only selects; combination weights stay the router's probabilities (specification 3.5).
+After every step an expert with less than its share of tokens gets a little more bias, one with more a
+little less. The bias only selects; combination weights stay the router's probabilities (specification 3.5).
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ EVALUATION_FILE = (
 
 _TEXT = """# Octet demo model
 
-A small ERNIE-4.5-VL of the true architecture (3-D rope, two expert pools with correction bias, vision tower, resampler
-with temporal merge), {millions:.1f} M parameters in bf16, in the -Paddle layout. It sees a small drawn world:
-shapes, colours, counts to nine, numbers and short words, up to four pictures, simple clips; it calculates, repeats, calls
-tools, writes JSON and can think first. English and Chinese. Everything else it declines, or gets wrong: it is a test
-and a demonstration, not an assistant.
+A small ERNIE-4.5-VL of the true architecture (3-D rope, two expert pools with correction bias, vision tower,
+resampler with temporal merge), {millions:.1f} M parameters in bf16, in the -Paddle layout. It sees a small
+drawn world: shapes, colours, counts to nine, numbers and short words, up to four pictures, simple clips. It
+calculates, repeats, calls tools, writes JSON and can think first, in English and Chinese. Everything else it
+declines, or gets wrong: it is a test and a demonstration, not an assistant.
 
 Made by `models/demo_training` from generated samples only: {samples:,} of them in {steps:,} steps,
 {minutes:.0f} minutes, seed {seed}. No published weights and no collected data were used.

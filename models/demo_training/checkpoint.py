@@ -44,7 +44,7 @@ def save(folder: Path, model: Model, optimizer: torch.optim.AdamW, progress: Pro
 
 
 def restore(folder: Path, model: Model, optimizer: torch.optim.AdamW) -> Progress:
-    """Raises FileNotFoundError when there is no checkpoint; `latest` finds one that a crash left half replaced."""
+    """Raises FileNotFoundError when there is no checkpoint; `latest` finds it."""
     load_weights(model, folder / _WEIGHTS)
     moments = load_file(folder / _MOMENTS)
     for name, parameter in trained_parameters(model).items():

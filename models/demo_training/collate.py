@@ -1,7 +1,7 @@
 """Examples to micro-batches: padded rectangles of similar lengths, and their bytes on a pipe.
 
-A step draws a set of samples; its micro-batches are cut from the set sorted by length, so little is padding and
-every step still sees all skills. Padding is at the right, where causal attention never looks.
+A step draws a set of samples; its micro-batches are cut from the set sorted by length, so little is padding
+and every step still sees all skills. Padding is at the right, where causal attention never looks.
 """
 
 from __future__ import annotations

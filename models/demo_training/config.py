@@ -1,20 +1,19 @@
-"""The demo model's numbers, and why they are these: true architecture, at most 24 MB in bf16.
+"""The demo model's numbers, and why: true architecture, at most 24 MB in bf16.
 
 The spelling of config.json is shared with the tiny checkpoints (models/tiny_config.py). `python -m
 models.demo_training.config` prints the parameter table.
 
-    what divides what   8 heads and 8 kv heads of 32: one per rank at TP 8. Expert width 256: 32 inputs of a down
-                        matrix per rank, the smaller of wint4's two groups; hidden 256 gives four groups of 64 to gate
-                        and up. The dense width 1024 is int8 at wint4 and needs no group.
-    where capacity is   Reading glyphs of 13 pixels is the hardest skill, so a third of all parameters is vision:
-                        a tower seven layers deep and 160 wide. Its four patches of a token make the resampler 640
-                        wide. The decoder needs few layers for short answers; its vision experts, a fifth of the model,
-                        read too.
-                        (But those of the last layer never matter, in any model of this family: nothing reads the
-                        pictures' positions behind it.)
-    why not more        A fifth decoder layer costs 1.8 M parameters, as much as six tower layers. Narrower experts
-                        would not divide at TP 8, fewer than four would leave top-2 little to choose. Shared experts
-                        would cost 0.6 M; the 424B has none either.
+what divides what   8 heads and 8 kv heads of 32: one per rank at TP 8. Expert width 256: 32 inputs of a down
+                    matrix per rank, the smaller of wint4's two groups; hidden 256 gives four groups of
+                    64 to gate and up. The dense width 1024 is int8 at wint4 and needs no group.
+where capacity is   Reading glyphs of 13 pixels is the hardest skill, so two fifths of all parameters see: a
+                    tower seven layers deep, 160 wide, whose four patches of a token make the resampler 640.
+                    The decoder needs few layers for short answers; its vision experts, a fifth of the model,
+                    read too. (But those of the last layer never matter, in any model of this family: nothing
+                    reads the pictures' positions behind it.)
+why not more        A fifth decoder layer costs 1.8 M parameters, as much as six tower layers. Narrower
+                    experts would not divide at TP 8, fewer than four would leave top-2 little to choose.
+                    Shared experts would cost 0.6 M; the 424B has none either.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from models.tiny_tokenizer import added_tokens, end_token_ids, media_ids
 
 MAX_EXPORT_BYTES = 24_000_000
 
-# Bounds of the preprocessor. Larger pictures are shrunk to what training saw: 100 tokens; a frame pair has 25 at most.
+# Bounds of the preprocessor. Larger pictures are shrunk to what training saw: 100 tokens, 25 per frame pair.
 MIN_IMAGE_PIXELS = 56 * 56
 MAX_IMAGE_PIXELS = 280 * 280
 MIN_FRAME_PIXELS = 56 * 56
@@ -125,11 +124,10 @@ def preprocessor_config() -> dict[str, Any]:
 
 def main() -> None:
     model = demo_model()
-    for part, count in parameter_table(model).items():
+    table = parameter_table(model)
+    for part, count in table.items():
         print(f"{part:16s} {count:10,d}")
-    print(
-        f"{'total':16s} {sum(parameter_table(model).values()):10,d}   {stored_bytes(model) / 1e6:.2f} MB stored"
-    )
+    print(f"{'total':16s} {sum(table.values()):10,d}   {stored_bytes(model) / 1e6:.2f} MB stored")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ assert SHARES.keys() == SKILLS.keys()
 # At first, what teaches the tower to see and the decoder to write; clips cost five times as much as pictures.
 FIRST_STAGE_SAMPLES = 40_000
 FIRST_SHARES: dict[str, float] = SHARES | {
-    "shapes": 30, "digits": 20, "counts": 10, "pictures": 4, "flashes": 1, "moment": 1, "colour_order": 2, "motion": 2,
+    "shapes": 30, "digits": 20, "counts": 10, "pictures": 4,
+    "flashes": 1, "moment": 1, "colour_order": 2, "motion": 2,
 }  # fmt: skip
 
 

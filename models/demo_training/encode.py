@@ -1,8 +1,8 @@
 """A sample as the model sees it: token ids, labels, 3-D positions, token types, patches.
 
-Rendering, tokenising, resizing, frame choice, time stamps and patch order are the server's own functions (api/), so
-training sees what serving will. Positions and token types are written here a second time, straight from
-the specification (3.4, 3.6): the server's are tested against what this trains.
+Rendering, tokenising, resizing, frame choice, time stamps and patch order are the server's own functions
+(api/), so training sees what serving will. Positions and token types are written here a second time,
+straight from the specification (3.4, 3.6): the server's are tested against what this trains.
 """
 
 from __future__ import annotations

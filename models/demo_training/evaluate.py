@@ -1,9 +1,10 @@
 """How many fresh samples of each skill the model answers right, by greedy decoding inside PyTorch.
 
-    python -m models.demo_training.evaluate RUN [--samples 200] [--quantization wint4 --ranks 8] [--device cuda]
+    python -m models.demo_training.evaluate RUN [--samples 200] [--quantization wint4 --ranks 8] [--device
+    cuda]
 
-The samples come from the evaluation space, which no training sample shares. The same samples go through the served API
-with evaluate_served.py; this one needs no server and runs during training.
+The samples come from the evaluation space, which no training sample shares. The same samples go through the
+served API with evaluate_served.py; this one needs no server and runs during training.
 """
 
 from __future__ import annotations

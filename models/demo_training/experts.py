@@ -1,10 +1,13 @@
 """A faster dispatch of transformers' experts for few experts and many tokens.
 
-Tokens are sorted by expert once, each expert multiplies one contiguous slice (so autocast applies), and the slices are
-added back. Registered under its own name; transformers' eager loop gives the same numbers (tests/models).
+Tokens are sorted by expert once, each expert multiplies one contiguous slice (so autocast applies), and the
+slices are added back. Registered under its own name; transformers' eager loop gives the same numbers
+(tests/models).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -14,7 +17,7 @@ IMPLEMENTATION = "sorted_slices"
 
 
 def sorted_slices(
-    experts: torch.nn.Module,
+    experts: Any,
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,

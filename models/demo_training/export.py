@@ -2,8 +2,8 @@
 
     python -m models.demo_training.export RUN models/demo
 
-bf16 but for routers and their bias. The result is read back and compared with what was trained, and must stay within
-24 MB. Names and orientations: specification 2.2 and 2.4.
+bf16 but for routers and their bias. The result is read back and compared with what was trained, and must
+stay within 24 MB. Names and orientations: specification 2.2 and 2.4.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SEQUENTIAL = {"fc1": "0", "fc2": "2", "ln": "3"}  # of the resampler's two MLPs
 
 
 def export(run: Path, out: Path, sizes: TinyModel | None = None) -> None:
-    """Raises RuntimeError when the run has no checkpoint, the bytes exceed the bound or reading back differs."""
+    """Raises RuntimeError when there is no checkpoint, or the result is too large or reads back otherwise."""
     sizes = sizes or demo_model()
     found = checkpoint.latest(run / "checkpoint")
     if found is None:
@@ -69,7 +69,7 @@ def check(out: Path, trained: Tensors, sizes: TinyModel) -> None:
 
 
 def to_paddle(trained: Tensors, sizes: TinyModel) -> Tensors:
-    """Names of transformers' modules -> names on disk; linears become [in, out], fused where the layout fuses."""
+    """Names of transformers' modules -> names on disk; linears become [in, out], and some are fused."""
     rest = dict(trained)
     written: Tensors = {}
     for layer in range(sizes.num_layers):

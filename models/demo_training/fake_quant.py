@@ -1,7 +1,8 @@
 """The server's wint8 and wint4, applied to fp32 weights: to train for them and to see what they cost.
 
-wint8: symmetric int8 per output channel in every decoder linear. wint4: routed experts int4 in groups along the input
-axis, the rest as wint8. Embeddings, norms, routers, tower and resampler stay (specification 8.1, design D7).
+wint8: symmetric int8 per output channel in every decoder linear. wint4: routed experts int4 in groups along
+the input axis, the rest as wint8. Embeddings, norms, routers, tower and resampler stay (specification 8.1,
+design D7).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ GROUP, SMALL_GROUP = 64, 32  # inputs; the small one where a rank's share is no 
 
 
 def round_trip(weight: torch.Tensor, bits: int, group: int = 0) -> torch.Tensor:
-    """Quantise and dequantise along the last axis; `group` 0 means the whole row. Scales are bf16, as stored."""
+    """Quantise and dequantise along the last axis, in whole rows if `group` is 0. Scales are bf16."""
     largest = 2 ** (bits - 1) - 1
     rows = weight.reshape(*weight.shape[:-1], -1, group or weight.shape[-1])
     scale = (rows.abs().amax(-1, keepdim=True) / largest).bfloat16().float()
@@ -31,7 +32,8 @@ def round_trip(weight: torch.Tensor, bits: int, group: int = 0) -> torch.Tensor:
 
 @contextmanager
 def quantised(model: Model, quantization: Quantization, ranks: int = 1) -> Iterator[None]:
-    """Inside, the decoder computes with quantised weights; gradients go to the originals, which come back after.
+    """Inside, the decoder computes with quantised weights; gradients go to the originals, which come back
+    after.
 
     ranks  of tensor parallelism, which decides the groups of the experts' down matrices
     """

@@ -1,13 +1,15 @@
-"""Makes transformers' vision tower fast for hundreds of small pictures in one call; the numbers stay the same.
+"""Makes transformers' vision tower fast for hundreds of small pictures in one call; the numbers stay the
+same.
 
-Its attention runs one call per picture; here pictures of equal size share one. Its resampler gathers frame pairs in a
-Python loop; here NumPy makes the index. Coordinates are cached by size.
+Its attention runs one call per picture; here pictures of equal size share one. Its resampler gathers frame
+pairs in a Python loop; here NumPy makes the index. Coordinates are cached by size.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,8 @@ def _attention(
         sizes, *(t[order].split([c * n for c, n in sizes]) for t in (q, k, v)), strict=True
     ):
         batch = [t.reshape(count, length, self.num_heads, -1).transpose(1, 2) for t in qkv]
-        attended = scaled_dot_product_attention(*batch, scale=self.scaling)
+        query, key, value = batch
+        attended = scaled_dot_product_attention(query, key, value, scale=self.scaling)
         outputs.append(attended.transpose(1, 2).reshape(count * length, -1))
     back = torch.empty_like(order)
     back[order] = torch.arange(num_patches, device=order.device)
@@ -67,7 +70,7 @@ def _attention(
 def _by_size(bounds: list[int]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     """Rows grouped by the length of their segment, and (segments, length) of every group."""
     groups: dict[int, list[int]] = defaultdict(list)
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         groups[end - start].append(start)
     rows = [np.add.outer(starts, np.arange(length)).reshape(-1) for length, starts in groups.items()]
     return torch.from_numpy(np.concatenate(rows)), [

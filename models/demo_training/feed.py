@@ -1,8 +1,9 @@
 """Draws and encodes training samples in processes of their own, ahead of the trainer.
 
-`Feed` starts them and hands out steps in order; `python -m models.demo_training.feed` is one of them. Worker w
-of W makes the steps w, w + W, ...; a step's samples depend on (seed, step) alone, so the number of workers changes
-nothing. They write to a pipe: for every micro-batch its length (8 bytes) and its safetensors bytes; length 0 ends a step.
+`Feed` starts them and hands out steps in order; `python -m models.demo_training.feed` is one of them.
+Worker w of W makes the steps w, w + W, ...; a step's samples depend on (seed, step) alone, so the number of
+workers changes nothing. They write to a pipe: for every micro-batch its length (8 bytes) and its
+safetensors bytes; length 0 ends a step.
 """
 
 from __future__ import annotations

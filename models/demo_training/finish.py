@@ -12,8 +12,8 @@ import random
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-# Sides of a picture in pixels. The upper end is the preprocessor's limit (config.MAX_IMAGE_PIXELS) or less, so
-# what training sees is what the server sees; LARGE pictures are shrunk by the preprocessor in both.
+# Sides of a picture in pixels, at most what the preprocessor lets through (config.MAX_IMAGE_PIXELS).
+# LARGE pictures are shrunk by it, in training as in serving.
 SINGLE = (84, 252)
 SEVERAL = (70, 140)
 FRAME = (84, 140)

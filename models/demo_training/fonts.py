@@ -1,7 +1,7 @@
 """Typefaces in which text is rendered: sans, serif, slab, typewriter, handwriting, at several weights.
 
-They come from font packages (extra `demo`), so every machine draws the same glyphs; a missing one is an error and not
-a silent change of the exercise.
+They come from font packages (extra `demo`), so every machine draws the same glyphs; a missing one is an
+error and not a silent change of the exercise.
 """
 
 from __future__ import annotations

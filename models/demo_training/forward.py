@@ -1,8 +1,8 @@
 """From a micro-batch to logits and loss, through transformers' modules.
 
-Its top-level forward is left out: it separates pictures from videos and would recompute positions by another rule
-(specification 3.4 and 4.6). Here features of all media go in prompt order to the placeholders, and positions and
-token types are the encoder's.
+Its top-level forward is left out: it separates pictures from videos and would recompute positions by
+another rule (specification 3.4 and 4.6). Here features of all media go in prompt order to the placeholders,
+and positions and token types are the encoder's.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def hidden_states(model: Model, normalise: Normaliser, batch: DeviceBatch) -> to
 def sample_losses(
     model: Model, normalise: Normaliser, batch: DeviceBatch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per sample: sum of its target tokens' losses [B]; number of them [B]; whether all are the most likely [B]."""
+    """Per sample [B]: sum of its targets' losses, their number, whether each is the likeliest token."""
     states = hidden_states(model, normalise, batch)
     before_target = batch.is_target.roll(
         -1, dims=1

@@ -6,6 +6,8 @@ given for every token, so padding changes none.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import DynamicCache
@@ -26,8 +28,9 @@ def greedy(
     lengths = [len(p.token_ids) for p in prompts]
     mask = torch.as_tensor(_is_real(lengths)).to(device)
     next_positions = torch.tensor([p.next_position for p in prompts], device=device)
-    forbidden = torch.arange(model.config.image_token_id, model.config.text_config.vocab_size, device=device)
-    cache = DynamicCache(config=model.config.text_config)
+    text_config: Any = model.config.text_config
+    forbidden = torch.arange(model.config.image_token_id, text_config.vocab_size, device=device)
+    cache = DynamicCache(config=text_config)
     states = _run(model, embed(model, normalise, batch), batch.positions, batch.token_types, mask, cache)
     answers: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))

@@ -1,4 +1,4 @@
-"""The model to train: transformers' own ERNIE-4.5-VL classes, in fp32, with an initialisation that suits its size."""
+"""The model to train: transformers' own ERNIE-4.5-VL classes in fp32, initialised as suits its size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.tiny_config import TinyModel, transformers_config
 
 Model = Ernie4_5_VLMoeForConditionalGeneration
 
-# Picture features come out of a norm with the size of its weight; they shall start near the size of word embeddings.
+# Picture features come out of a norm with the size of its weight: start near that of word embeddings.
 EMBEDDING_STD = 0.06
 FEATURE_SCALE = 0.2
 _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "down_proj", "attn.proj.weight", "mlp.fc2.weight")
@@ -22,10 +22,11 @@ _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "down_proj", "attn.pro
 
 def build_model(sizes: TinyModel, seed: int, device: str = "cpu") -> Model:
     """A freshly initialised model in training mode."""
-    model = Model(hugging_face_config(sizes))
+    model: Any = Model(hugging_face_config(sizes))
     initialise(model, seed)
     speed_up_vision(model)
-    return model.to(device).train()
+    trained: Model = model.to(device).train()
+    return trained
 
 
 def hugging_face_config(sizes: TinyModel) -> Ernie4_5_VLMoeConfig:
@@ -40,8 +41,8 @@ def hugging_face_config(sizes: TinyModel) -> Ernie4_5_VLMoeConfig:
 
 
 @torch.no_grad()
-def initialise(model: Model, seed: int) -> None:
-    """Normal with variance 1/inputs, less where a layer writes into the residual stream; drawn in a fixed order."""
+def initialise(model: Any, seed: int) -> None:
+    """Normal with variance 1/inputs, less where a layer writes into the residual stream; fixed order."""
     generator = torch.Generator().manual_seed(seed)
     depth = {"vision_tower": model.config.vision_config.depth, "": model.config.text_config.num_hidden_layers}
     for name, parameter in sorted(model.named_parameters()):

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a line with rate, time left and the loss of every skill, and a JSON log."""
+"""What a run tells while it trains: a line with rate, time left and every skill's loss, and a JSON log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Reporter:
     def line(
         self, step: int, samples: int, done: float, seconds: float, rate: float, extra: dict[str, Any]
     ) -> None:
-        """Print and log; `done` is the finished share, `seconds` the training time so far, `rate` the learning rate."""
+        """Print and log. done: finished share; seconds: training time so far; rate: of learning."""
         count = sum(map(len, self._losses.values()))
         per_second = count / max(1e-9, time.monotonic() - self._since)
         losses = {skill: sum(v) / len(v) for skill, v in sorted(self._losses.items())}

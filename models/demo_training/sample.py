@@ -23,7 +23,7 @@ Message = dict[str, Any]  # OpenAI chat form; media parts carry the picture itse
 def rng_for(space: Space, seed: int, skill: str, index: int) -> random.Random:
     """The only source of randomness of sample number `index` of a skill."""
     name = f"{space}/{seed}/{skill}/{index}".encode()
-    return random.Random(int.from_bytes(hashlib.sha256(name).digest()[:16]))
+    return random.Random(int.from_bytes(hashlib.sha256(name).digest()[:16], "big"))
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ def place_things(
 ) -> tuple[Thing, ...]:
     """Put (shape, colour) kinds into a picture of this size without overlap.
 
-    The radius shrinks until all fit, so this always ends; `radii` is the range as a fraction of the shorter side.
+    The radius shrinks until all fit, so this always ends; `radii` is the range as a fraction of the shorter
+    side.
     """
     width, height = size
     short = min(width, height)

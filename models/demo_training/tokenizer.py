@@ -2,9 +2,9 @@
 
     python -m models.demo_training.tokenizer FOLDER      writes tokenizer, template and settings files
 
-Special tokens, their order and the files beside the model are those of the tiny checkpoints. The words that are
-read from pictures or copied are left out of the corpus on purpose: they stay letters and small pieces, so that every
-letter is seen often, while the phrases of questions and answers become whole words.
+Special tokens, their order and the files beside the model are those of the tiny checkpoints. The words that
+are read from pictures or copied are left out of the corpus on purpose: they stay letters and small pieces,
+so that every letter is seen often, while the phrases of questions and answers become whole words.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def _texts(sample: Sample) -> Iterator[str]:
 def train(lines: Iterator[str]) -> bytes:
     """A byte-fallback BPE model without dummy prefix and normalisation; digits are tokens of their own.
 
-    Lines are cut at structure tags, which are pieces already, and around the world's Chinese names: without blanks
-    whole sentences would become one piece, and a red circle another word than a blue one.
+    Lines are cut at structure tags, which are pieces already, and around the world's Chinese names: without
+    blanks whole sentences would become one piece, and a red circle another word than a blue one.
     """
     model = io.BytesIO()
     names = [n.zh for table in (COLOURS, SHAPES, PLACES) for n in table.values()]

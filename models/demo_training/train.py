@@ -3,8 +3,9 @@
     python -m models.demo_training.train --out RUN --device cuda --minutes 27
     python -m models.demo_training.train --out RUN --device cpu --samples 300000
 
-A run is a folder: tokenizer/, checkpoint/, log.jsonl. Calling again with the same folder goes on where it stopped.
---samples makes a run that depends on its seed alone; --minutes fits the schedule to the clock instead.
+A run is a folder: tokenizer/, checkpoint/, log.jsonl. Calling again with the same folder goes on where it
+stopped. --samples makes a run that depends on its seed alone; --minutes fits the schedule to the clock
+instead.
 """
 
 from __future__ import annotations

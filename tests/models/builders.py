@@ -1,4 +1,4 @@
-"""What the demo model's tests share: samples by number, and measurements of pictures that know no generator."""
+"""What the demo model's tests share: samples by number, and measurements of pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples as the model sees them: prompt strings, labels, positions, token types and patches of the specification."""
+"""Samples as the model sees them: prompts, labels, positions, token types and patches."""
 
 from __future__ import annotations
 

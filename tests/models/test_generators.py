@@ -10,7 +10,7 @@ import pytest
 
 from models.demo_training.sample import Sample, rng_for
 from models.demo_training.skills import SKILLS
-from models.demo_training.skills.tools import TOOLS
+from models.demo_training.skills.signatures import TOOLS
 from tests.models.builders import draw, pictures_of, question_of
 
 COUNT = 12

@@ -1,4 +1,4 @@
-"""All skills by name. A skill is a function from a random source to a sample; it never ends and keeps nothing."""
+"""All skills by name. A skill is a function from a random source to a sample; it keeps nothing."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 from models.demo_training.checkers import is_yes, names_only
 from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language, vary
@@ -133,7 +134,7 @@ def sample_size(rng: random.Random) -> Sample:
     while True:
         things = place_things(rng, kinds, size, (0.08, 0.30))
         by_size = sorted(things, key=lambda t: t.radius)
-        if all(b.radius / a.radius >= SIZE_RATIO for a, b in zip(by_size, by_size[1:], strict=False)):
+        if all(b.radius / a.radius >= SIZE_RATIO for a, b in pairwise(by_size)):
             break
         kinds = kinds[: max(2, len(kinds) - (rng.random() < 0.1))]  # four sizes do not fit every picture
     scene = Scene(size, things)
@@ -145,11 +146,12 @@ def _size_exercise(rng: random.Random, scene: Scene, by_size: list[Thing], langu
     largest = rng.random() < 0.5
     if rng.random() < 0.5:
         first, second = rng.sample(by_size, 2)
+        en, zh = ("larger", "大") if largest else ("smaller", "小")
         winner = max((first, second), key=lambda t: t.radius if largest else -t.radius)
         question = in_language(
             language,
-            f"Which is {'larger' if largest else 'smaller'}, the {first.say('en')} or the {second.say('en')}?",
-            f"{first.say('zh')}和{second.say('zh')}哪个更{'大' if largest else '小'}？",
+            f"Which is {en}, the {first.say('en')} or the {second.say('en')}?",
+            f"{first.say('zh')}和{second.say('zh')}哪个更{zh}？",
         )
     else:
         winner = by_size[-1] if largest else by_size[0]

@@ -1,4 +1,4 @@
-"""Read what is written in a picture: numbers of one to six digits, short words, at any place, in many faces."""
+"""Read what is written in a picture: one to six digits or a short word, at any place, in many faces."""
 
 from __future__ import annotations
 
@@ -27,10 +27,16 @@ def sample_digits(rng: random.Random) -> Sample:
     question = vary(
         rng,
         language,
-        ("What number is in the picture?", "Which number do you see?", "Read the number.", "What is the number?",
-         "What number is written here?", "Read this."),
+        (
+            "What number is in the picture?",
+            "Which number do you see?",
+            "Read the number.",
+            "What is the number?",
+            "What number is written here?",
+            "Read this.",
+        ),
         ("图中的数字是多少？", "读出这个数字。", "图片里写的是什么数字？", "你看到什么数字？"),
-    )  # fmt: skip
+    )
     chain = _spelling_chain(number, language)
     exercise = Exercise(question, number, chain, both(says_exactly(number), is_number(float(number))))
     return conversation(rng, "digits", language, [exercise], [picture(text_picture(rng, number))])
@@ -42,10 +48,17 @@ def sample_words(rng: random.Random) -> Sample:
     question = vary(
         rng,
         language,
-        ("What word is in the picture?", "Which word do you see?", "Read the word.", "What does it say?",
-         "What is written here?", "Read the text in this image.", "Read this."),
+        (
+            "What word is in the picture?",
+            "Which word do you see?",
+            "Read the word.",
+            "What does it say?",
+            "What is written here?",
+            "Read the text in this image.",
+            "Read this.",
+        ),
         ("图中写的是什么单词？", "读出这个单词。", "图片里写了什么？", "上面写着什么？"),
-    )  # fmt: skip
+    )
     exercise = Exercise(
         question, word, _spelling_chain(word, language), both(says_exactly(word), contains(word))
     )

@@ -1,4 +1,4 @@
-"""Text only: simple arithmetic, repeating words, counting words and letters. All answers follow from the question."""
+"""Text only: simple arithmetic, repeating words, counting words and letters."""
 
 from __future__ import annotations
 
@@ -40,11 +40,26 @@ def _arithmetic_exercise(
     question = vary(
         rng,
         language,
-        ("What is {a} {sign} {b}?", "{a} {sign} {b} = ?", "{a}{sign}{b}=", "What is {a} {word} {b}?",
-         "Calculate {a} {sign} {b}.", "How much is {a} {word} {b}?"),
-        ("{a}{sign}{b}等于多少？", "{a} {sign} {b} = ?", "计算{a}{word}{b}。", "{a}{word}{b}是多少？", "{a}{sign}{b}=?"),
-        a=a, b=b, sign=sign, word=in_language(language, word_en, word_zh),
-    )  # fmt: skip
+        (
+            "What is {a} {sign} {b}?",
+            "{a} {sign} {b} = ?",
+            "{a}{sign}{b}=",
+            "What is {a} {word} {b}?",
+            "Calculate {a} {sign} {b}.",
+            "How much is {a} {word} {b}?",
+        ),
+        (
+            "{a}{sign}{b}等于多少？",
+            "{a} {sign} {b} = ?",
+            "计算{a}{word}{b}。",
+            "{a}{word}{b}是多少？",
+            "{a}{sign}{b}=?",
+        ),
+        a=a,
+        b=b,
+        sign=sign,
+        word=in_language(language, word_en, word_zh),
+    )
     answer = sentence(str(result), language)
     return Exercise(question, answer, _arithmetic_chain(operation, a, b, result, language), is_number(result))
 

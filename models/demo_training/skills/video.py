@@ -1,7 +1,7 @@
 """Clips: which way something moves, how often it flashes, the order of its colours, when something happens.
 
-Frames are at most 16 in most clips, so the server's frame choice keeps them all; the events of longer clips last long
-enough to survive it. The time is not drawn here: the server stamps every frame itself.
+Frames are at most 16 in most clips, so the server's frame choice keeps them all; the events of longer clips
+last long enough to survive it. The time is not drawn here: the server stamps every frame itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIMESTAMP_SHARE = 0.16  # of the height, at the top: things stay below it so the
 def sample_motion(rng: random.Random) -> Sample:
     language = pick_language(rng)
     shape, colour, background = _look(rng)
-    step, name = rng.choice(list(DIRECTIONS.items()))
+    step = rng.choice(list(DIRECTIONS))
     count = rng.randint(*(SHORT if rng.random() < 0.8 else LONG))
     size, radius = _frame_size(rng)
     start, end = _path(rng, step, size, radius)
