@@ -36,7 +36,7 @@ class Guard:
 
     def __init__(self, markers: Iterable[str], values: Any) -> None:
         """`values` is everything of the request that a template may write (nested lists and dicts)."""
-        self.sentinel = _unused_sentinel(list(_strings(values)))
+        self.sentinel = _unused_sentinel(list(strings_of(values)))
         self._first = re.compile(f"[{re.escape(''.join({marker[0] for marker in markers} or {'<'}))}]")
 
     def text(self, text: str, keep: Iterable[str] = ()) -> str:
@@ -92,16 +92,17 @@ def _without(text: str, sentinel: str) -> str:
     return text.replace(sentinel, "") if sentinel else text
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings_of(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
             yield str(key)
-            yield from _strings(item)
+            yield from strings_of(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _strings(item)
+            yield from strings_of(item)
 
 
 def _unused_sentinel(texts: list[str]) -> str:

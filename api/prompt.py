@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from api.conversation import Conversation, read_conversation
-from api.markers import REASONING_MARKERS, STRUCTURE_MARKERS, Guard, MarkerScanner
+from api.markers import REASONING_MARKERS, STRUCTURE_MARKERS, Guard, MarkerScanner, strings_of
 from api.media.loader import LoadedMedia, MediaLoader, MediaPart
 from api.template import ChatTemplate, check_template_kwargs
 from api.tokenizer import Tokenizer
@@ -101,6 +101,7 @@ class PromptBuilder:
             raise RequestError("Give at least one message.", param="messages")
         conversation = read_conversation(messages)
         self._check_counts(conversation.media)
+        self._check_characters(sum(map(len, strings_of(conversation.messages))), "messages")
         rendered, sentinel = self._render(conversation, tools, template_kwargs)
         segments = self._segments(rendered, sentinel, conversation.media)
         texts = await self._encode_all([text for text in segments if isinstance(text, str)], "messages")

@@ -32,7 +32,8 @@ def read_image(file: BinaryIO) -> Image.Image:
             check_size(image.width, image.height)
             image.load()
             # Pixels move before colours change: exif_transpose keeps the mode.
-            return to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
     except UnidentifiedImageError:
         raise MediaRefusal(f"is not in a supported format ({', '.join(FORMATS)})") from None
     except MemoryError:
