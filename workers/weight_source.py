@@ -55,6 +55,7 @@ class CheckpointSource:
         if weight.kind in ("float32", "bfloat16"):
             write(self._device, weight.data, values, weight.kind)
             return
+        assert weight.scales is not None
         matrix = self._device.upload(values, "bfloat16" if values.dtype == np.uint16 else "float32")
         if weight.kind == "int8":
             cuda_ops.quantize_int8(matrix, weight.data, weight.scales)
