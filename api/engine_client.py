@@ -60,9 +60,10 @@ class OpenRequest:
             self.abort(request_id)
 
     async def next(self) -> list[RequestOutput]:
-        """Everything that arrived since the last call, at least one output unless `wake` was called.
+        """Everything that arrived since the last call, joined to one output per sequence.
 
-        Raises RequestError or EngineError when the engine refused or lost the request.
+        Waits until there is something or `wake` was called; the list is empty then. Raises RequestError or
+        EngineError when the engine refused or lost the request.
         """
         if not self._outputs:
             if self._error is not None:
@@ -72,12 +73,13 @@ class OpenRequest:
             if self._error is not None and not self._outputs:
                 raise self._error
         outputs, self._outputs = self._outputs, []
-        return outputs
+        return outputs if len(outputs) < 2 else _join_by_sequence(outputs)
 
     def wake(self) -> None:
         """Let `next` return, with nothing if there is nothing."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def abort(self, request_id: str) -> None:
         """Stop one sequence; its later outputs are ignored."""
@@ -87,13 +89,17 @@ class OpenRequest:
             self._client.send(AbortRequest(request_id))
 
     def deliver(self, output: RequestOutput) -> None:
-        if output.finish_reason is not None:
-            self._live.discard(output.request_id)
+        self._outputs.append(output)
+        if self._waiter is not None:
+            self.wake()
+
+    def deliver_last(self, output: RequestOutput) -> None:
+        """The output with which a sequence ends, well or not."""
+        self._live.discard(output.request_id)
         if output.finish_reason in ("error", "abort"):
             self.fail(_refusal(output))
-            return
-        self._outputs.append(output)
-        self.wake()
+        else:
+            self.deliver(output)
 
     def fail(self, error: Exception) -> None:
         """Raise `error` from `next` once what arrived before it was taken."""
@@ -236,13 +242,16 @@ class EngineClient:
             _log.error("token batch %d came, not %d: outputs are lost", batch.sequence, self._next_sequence)
             self.fail_all(EngineError("Output of the engine was lost on its way; the request was aborted."))
         self._next_sequence = batch.sequence + 1
-        for output in batch.outputs:
-            request = self._open.get(output.request_id)
+        opened = self._open
+        for output in batch.outputs:  # the busiest loop of the process: once per generated token
+            request = opened.get(output.request_id)
             if request is None:
                 continue  # aborted while this was on its way
-            if output.finish_reason is not None:
-                del self._open[output.request_id]
-            request.deliver(output)
+            if output.finish_reason is None:
+                request.deliver(output)
+            else:
+                del opened[output.request_id]
+                request.deliver_last(output)
 
     def _take_state(self, state: EngineState) -> None:
         if self._next_sequence is None:
@@ -255,6 +264,26 @@ class EngineClient:
         for waiter in ready:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _join_by_sequence(outputs: list[RequestOutput]) -> list[RequestOutput]:
+    """In order of first appearance; no output comes after the last one of its sequence."""
+    groups: dict[str, list[RequestOutput]] = {}
+    for output in outputs:
+        groups.setdefault(output.request_id, []).append(output)
+    return [_join(group) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _join(outputs: list[RequestOutput]) -> RequestOutput:
+    return RequestOutput(
+        outputs[0].request_id,
+        [token_id for output in outputs for token_id in output.token_ids],
+        [logprob for output in outputs for logprob in output.logprobs],
+        outputs[-1].finish_reason,
+        outputs[-1].stop_token_id,
+        num_cached_tokens=outputs[0].num_cached_tokens,
+        queue_seconds=outputs[0].queue_seconds,
+    )
 
 
 def _why_not_ready(state: EngineState) -> str:

@@ -62,6 +62,7 @@ class Generation:
         self.created = int(time.time())
         self.works = works
         self.answers = [answer for work in works for answer in work.answers]
+        self._num_unfinished = len(self.answers)
         self._arrival = arrival
         self._opened: OpenRequest | None = None
         self._shared: list[Prompt] = []  # of the choices behind the first
@@ -95,6 +96,7 @@ class Generation:
                 continue
             answer.add(output, deltas.setdefault(choice, Delta()))
             if answer.is_finished:
+                self._num_unfinished -= 1
                 self._opened.abort(output.request_id)
         return deltas
 
@@ -104,7 +106,7 @@ class Generation:
 
     @property
     def is_finished(self) -> bool:
-        return all(answer.is_finished for answer in self.answers)
+        return not self._num_unfinished
 
     def prompt_of(self, choice: int) -> Prompt:
         return self.works[choice // len(self.works[0].answers)].prompt
