@@ -62,10 +62,14 @@ class Emulator:
             report = self._library.octet_emulator_report().decode()
             raise EmulatorError(f"{name}: {wrong.decode()}" + (f": {report}" if report else ""))
 
-    def _launcher(self, name: str) -> Any:
+    def number(self, name: str, *arguments: int) -> int:
+        """What octet::gpu::<name>, a function of integers that launches nothing, returns."""
+        return int(self._launcher(name, ctypes.c_int64)(*map(ctypes.c_int64, arguments)))
+
+    def _launcher(self, name: str, result: Any = ctypes.c_char_p) -> Any:
         address = ctypes.c_void_p.in_dll(self._library, f"octet_gpu_{name}").value
         assert address is not None
-        return ctypes.CFUNCTYPE(ctypes.c_char_p)(address)
+        return ctypes.CFUNCTYPE(result)(address)
 
     def _value(self, argument: Any) -> Any:
         if argument is None:

@@ -8,6 +8,8 @@
 
 #include "../include/norms.h"
 #include "../include/rope.h"
+#include "grouped_linear.h"
+#include "packed_weight.h"
 
 namespace octet::gpu {
 
@@ -40,5 +42,29 @@ Status scatter_rows(Stream stream, DType type, const void* source, const int32_t
 Status normalize_pixels(Stream stream, const uint8_t* patches, const float* mean, const float* std,
                         DType out_type, void* out, int64_t p, int64_t features);
 Status cast(Stream stream, DType x_type, const void* x, DType out_type, void* out, int64_t size);
+
+// source [count, N, K], kinds of WeightView -> packed.tiles and packed.scales, both the caller's: count *
+// tile_bytes() and count * scale_bytes(). packed says shape, kind and gating; its kind is the source's.
+Status pack_weight(Stream stream, const WeightView& source, int64_t count, const PackedWeight& packed);
+
+// include/linear.h, x and bias bf16, w packed. A gated w gives silu(gate) * up, out [M, N / 2].
+Status linear(Stream stream, const void* x, const PackedWeight& w, const void* bias, Activation activation,
+              DType out_type, void* out, int64_t m);
+
+// include/moe.h, x bf16, the routers packed as one matrix [P * E, H]; logits [M, P * E] fp32 is scratch.
+Status route_experts(Stream stream, const void* x, const PackedWeight& router, const float* bias,
+                     const int32_t* token_types, float norm_min, int32_t* expert_ids, float* expert_weights,
+                     int64_t m, int64_t num_pools, int64_t num_experts, int64_t top_k, float* logits);
+
+// One pool: stacks of matrices, up_gate packed gated.
+struct PackedExperts {
+  PackedWeight up_gate, down;
+};
+
+// include/moe.h, x and out bf16, at most two pools. The workspace is scratch of moe_workspace_bytes.
+int64_t moe_workspace_bytes(int64_t m, int64_t h, int64_t top_k, int64_t max_width, int64_t num_experts);
+Status moe_experts(Stream stream, const void* x, const int32_t* expert_ids, const float* expert_weights,
+                   const PackedExperts* pools, int64_t num_pools, int64_t experts_per_pool, void* out,
+                   int64_t m, int64_t h, int64_t top_k, void* workspace);
 
 }  // namespace octet::gpu
