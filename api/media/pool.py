@@ -108,7 +108,8 @@ class _Decoder:
     """One place for a process; the process may come and go."""
 
     def __init__(self, model_folder: str, threads: int) -> None:
-        self._command = [sys.executable, "-m", "api.media_worker", model_folder, str(threads), str(_MEMORY)]
+        folder = os.path.abspath(model_folder) if model_folder else ""  # the process runs elsewhere
+        self._command = [sys.executable, "-m", "api.media_worker", folder, str(threads), str(_MEMORY)]
         self._process: subprocess.Popen | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None

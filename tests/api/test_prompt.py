@@ -411,13 +411,13 @@ def test_a_long_prompt_does_not_block_the_event_loop(tmp_path: Path) -> None:
         worst = 0.0
         task = asyncio.create_task(world.builder.build_chat([user(content)]))
         while not task.done():
-            started = time.perf_counter()
+            started = time.thread_time()  # of the loop's own thread, so that a busy machine does not count
             await asyncio.sleep(0)
-            worst = max(worst, time.perf_counter() - started)
+            worst = max(worst, time.thread_time() - started)
         assert len((await task).token_ids) > 100_000
         return worst
 
-    assert asyncio.run(run()) < 0.25
+    assert asyncio.run(run()) < 0.15
 
 
 def test_many_markers_in_the_text_cost_linear_time(tmp_path: Path) -> None:
