@@ -1,0 +1,107 @@
+"""linear and cast against NumPy, and the promise that a row's bits ignore its batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import cuda_ops
+from tests.checks import assert_close, assert_same_bits
+from tests.cuda_ops import references
+from tests.cuda_ops.builders import (
+    DTYPES,
+    WEIGHT_KINDS,
+    allowed,
+    make_weight,
+    read,
+    rounded,
+    tensor,
+    unwritten,
+    values_of,
+)
+
+
+@pytest.mark.parametrize("kind", WEIGHT_KINDS)
+@pytest.mark.parametrize("x_type", DTYPES)
+@pytest.mark.parametrize("out_type", DTYPES)
+def test_linear_matches_numpy_for_every_mixture_of_types(rand, x_type, kind, out_type):
+    for m, n, k, group in ((0, 5, 32, 16), (1, 1, 2, 2), (3, 7, 48, 16), (13, 66, 160, 32), (200, 9, 72, 8)):
+        weight, matrix = make_weight(rand, kind, n, k, group)
+        x = rand.normal(m, k)
+        out = unwritten((m, n), out_type)
+        cuda_ops.linear(tensor(x, x_type), weight, out)
+        expected = references.linear(values_of(x, x_type), matrix, None, "none")
+        assert_close(read(out), expected, allowed(out_type, expected, k), f"linear {m}x{k}x{n}")
+
+
+def test_linear_takes_odd_widths_of_unquantised_weights(rand):
+    for kind in ("float32", "bfloat16", "int8"):
+        for x_type in DTYPES:
+            weight, matrix = make_weight(rand, kind, 5, 37)
+            x = rand.normal(9, 37)
+            out = unwritten((9, 5), "float32")
+            cuda_ops.linear(tensor(x, x_type), weight, out)
+            expected = references.linear(values_of(x, x_type), matrix, None, "none")
+            assert_close(out, expected, allowed("float32", expected, 37), f"{kind} {x_type}")
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu", "quick_gelu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_adds_bias_before_the_activation(rand, activation, dtype):
+    weight, matrix = make_weight(rand, dtype, 35, 64)
+    x, bias = rand.normal(4, 64) * 0.3, rand.normal(35)
+    out = unwritten((4, 35), dtype)
+    cuda_ops.linear(tensor(x, dtype), weight, out, tensor(bias, dtype), activation)
+    expected = references.linear(values_of(x, dtype), matrix, values_of(bias, dtype), activation)
+    assert_close(read(out), expected, allowed(dtype, expected, 64), activation)
+
+
+@pytest.mark.parametrize("kind", WEIGHT_KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(rand, kind, dtype):
+    for k, group in ((96, 16), (40, 8)):
+        weight, _ = make_weight(rand, kind, 70, k, group)
+        x = rand.normal(205, k)
+        whole = unwritten((205, 70), "float32")
+        cuda_ops.set_num_threads(3)
+        try:
+            cuda_ops.linear(tensor(x, dtype), weight, whole)
+        finally:
+            cuda_ops.set_num_threads(1)
+        for start, count in ((0, 1), (16, 1), (3, 2), (5, 7), (7, 17), (190, 15)):
+            part = unwritten((count, 70), "float32")
+            cuda_ops.linear(tensor(x[start : start + count], dtype), weight, part)
+            assert_same_bits(part, whole[start : start + count], f"rows {start}..{start + count} of {kind}")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("m", [1, 40])
+def test_a_quantised_weight_gives_the_bits_of_its_dequantised_matrix(rand, kind, m):
+    weight, matrix = make_weight(rand, kind, 33, 128, 32)
+    x = rand.normal(m, 128)
+    quantised, plain = unwritten((m, 33), "float32"), unwritten((m, 33), "float32")
+    cuda_ops.linear(x, weight, quantised)
+    cuda_ops.linear(x, cuda_ops.Weight("float32", matrix), plain)
+    assert_same_bits(quantised, plain, kind)
+
+
+def test_cast_rounds_to_nearest_even_and_keeps_nan():
+    halves = np.array([1.0, 1.0 + 2**-8, 1.0 + 3 * 2**-8, -1.0 - 2**-8, 3.4e38, np.inf, 1e-40], np.float32)
+    out = unwritten((7,), "bfloat16")
+    cuda_ops.cast(halves, out)
+    assert_same_bits(read(out), rounded(halves), "ties")
+    assert read(out)[1] == 1.0 and read(out)[2] == np.float32(1.0 + 4 * 2**-8)
+    assert np.isnan(read(_cast_to_bf16(np.array([np.nan] * 17, np.float32)))).all()
+
+
+def test_cast_round_trips_bf16_values_of_any_shape(rand):
+    values = rounded(rand.normal(3, 5, 7))
+    back = unwritten((3, 5, 7), "float32")
+    cuda_ops.cast(_cast_to_bf16(values), back)
+    assert_same_bits(back, values)
+
+
+def _cast_to_bf16(values):
+    out = unwritten(values.shape, "bfloat16")
+    cuda_ops.cast(values, out)
+    return out

@@ -1,0 +1,140 @@
+"""Routing and experts against NumPy, for any mixture of pools and weight formats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import cuda_ops
+from tests.checks import assert_close, assert_same_bits
+from tests.cuda_ops import references
+from tests.cuda_ops.builders import (
+    DTYPES,
+    WEIGHT_KINDS,
+    allowed,
+    make_weight,
+    read,
+    tensor,
+    unwritten,
+    values_of,
+)
+
+
+def route(x, router, bias, token_types, top_k, dtype="float32"):
+    ids = np.full((len(x), top_k), -7, np.int32)
+    weights = unwritten((len(x), top_k), "float32")
+    cuda_ops.route_experts(tensor(x, dtype), router, bias, token_types, top_k, 1e-12, ids, weights)
+    return ids, weights
+
+
+def make_pools(rand, num_experts, hidden, widths, kind, group=8):
+    """Weights as the op takes them, and as the fp32 matrices they stand for."""
+    pools, matrices = [], []
+    for width in widths:
+        up_gate, up_gate_matrix = make_weight(rand, kind, 2 * width, hidden, group, (num_experts,))
+        down, down_matrix = make_weight(rand, kind, hidden, width, group, (num_experts,))
+        pools.append((up_gate, down))
+        matrices.append((up_gate_matrix, down_matrix))
+    return pools, matrices
+
+
+def run_experts(x, ids, weights, pools, dtype="float32"):
+    out = unwritten(x.shape, dtype)
+    cuda_ops.moe_experts(tensor(x, dtype), ids, weights, pools, out)
+    return read(out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_route_experts_matches_numpy_with_bias_pools_and_inert_rows(rand, dtype):
+    m, num_experts, hidden = 61, 64, 80
+    x, router = rand.normal(m, hidden), rand.normal(2, num_experts, hidden, scale=0.3)
+    bias = rand.normal(2, num_experts, scale=0.05)
+    token_types = rand.numpy.integers(-1, 2, m).astype(np.int32)
+    ids, weights = route(x, router, bias, token_types, 6, dtype)
+    expected_ids, expected = references.route_experts(
+        values_of(x, dtype), router, bias, token_types, 6, 1e-12
+    )
+    assert_same_bits(ids, expected_ids, "ids")
+    assert_close(weights, expected, 1e-5, "weights")
+    assert_close(weights[token_types >= 0].sum(-1), np.ones((token_types >= 0).sum()), 1e-6, "sums")
+
+
+def test_equal_scores_go_to_the_lowest_expert():
+    ids, weights = route(np.zeros((3, 8)), np.ones((1, 5, 8), np.float32), np.zeros((1, 5), np.float32),
+                         np.zeros(3, np.int32), 3)  # fmt: skip
+    assert ids.tolist() == [[0, 1, 2]] * 3
+    assert_close(weights, np.full((3, 3), 1 / 3), 1e-6)
+
+
+def test_bias_selects_but_does_not_weigh():
+    bias = np.array([[0.0, 0.0, 5.0, 0.0]], np.float32)
+    ids, weights = route(np.zeros((1, 8)), np.ones((1, 4, 8), np.float32), bias, np.zeros(1, np.int32), 2)
+    assert ids.tolist() == [[2, 0]]
+    assert_close(weights, np.full((1, 2), 0.5), 1e-6)
+
+
+def test_a_token_type_without_a_pool_is_refused():
+    with pytest.raises(ValueError, match="route_experts: token_types must lie in"):
+        route(np.zeros((1, 8)), np.ones((1, 4, 8), np.float32), np.zeros((1, 4), np.float32),
+              np.array([1], np.int32), 2)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WEIGHT_KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moe_experts_matches_numpy_for_two_pools_of_different_width(rand, kind, dtype):
+    m, num_experts, hidden, top_k = 23, 5, 48, 3
+    pools, matrices = make_pools(rand, num_experts, hidden, (40, 16), kind)
+    x = rand.normal(m, hidden) * 0.3
+    token_types = rand.numpy.integers(-1, 2, m).astype(np.int32)
+    chosen = np.argsort(rand.normal(m, num_experts))[:, :top_k]
+    ids = np.where(token_types[:, None] < 0, -1, token_types[:, None] * num_experts + chosen).astype(np.int32)
+    weights = rand.numpy.uniform(0.1, 1.0, (m, top_k)).astype(np.float32)
+    out = run_experts(x, ids, weights, pools, dtype)
+    expected = references.moe_experts(values_of(x, dtype), ids, weights, matrices)
+    assert_close(out, expected, 4 * allowed(dtype, expected, hidden), f"{kind} {dtype}")
+    assert (out[token_types < 0] == 0).all()
+
+
+@pytest.mark.parametrize("kind", WEIGHT_KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_token_has_the_same_bits_alone_and_among_many(rand, kind, dtype):
+    m, num_experts, hidden = 40, 3, 32
+    pools, _ = make_pools(rand, num_experts, hidden, (24, 8), kind)
+    x = rand.normal(m, hidden)
+    ids = np.argsort(rand.normal(m, 2 * num_experts))[:, :2].astype(np.int32)
+    weights = rand.numpy.uniform(0.1, 1.0, (m, 2)).astype(np.float32)
+    cuda_ops.set_num_threads(3)
+    try:
+        together = run_experts(x, ids, weights, pools, dtype)
+    finally:
+        cuda_ops.set_num_threads(1)
+    for i in (0, 1, 17, 39):
+        alone = run_experts(x[i : i + 1], ids[i : i + 1], weights[i : i + 1], pools, dtype)
+        assert_same_bits(alone[0], together[i], f"token {i}")
+
+
+def test_all_tokens_may_choose_one_expert(rand):
+    pools, matrices = make_pools(rand, 4, 16, (8,), "float32")
+    x = rand.normal(250, 16)
+    ids, weights = np.full((250, 1), 2, np.int32), np.ones((250, 1), np.float32)
+    expected = references.moe_experts(x, ids, weights, matrices)
+    assert_close(run_experts(x, ids, weights, pools), expected, 1e-4)
+
+
+def test_no_tokens_is_fine(rand):
+    pools, _ = make_pools(rand, 2, 16, (8, 8), "int4")
+    out = run_experts(np.zeros((0, 16)), np.zeros((0, 2), np.int32), np.zeros((0, 2), np.float32), pools)
+    assert out.shape == (0, 16)
+
+
+def test_an_expert_that_does_not_exist_is_refused(rand):
+    pools, _ = make_pools(rand, 2, 16, (8, 8), "float32")
+    with pytest.raises(ValueError, match="moe_experts: expert_ids must be -1 or name an expert"):
+        run_experts(np.zeros((1, 16)), np.array([[4]], np.int32), np.ones((1, 1), np.float32), pools)
+
+
+def test_a_pool_of_the_wrong_shape_is_named(rand):
+    pools, _ = make_pools(rand, 2, 16, (8, 8), "float32")
+    wrong = [pools[0], (pools[1][0], make_weight(rand, "float32", 15, 8, stack=(2,))[0])]
+    with pytest.raises(ValueError, match=r"moe_experts: pools\[1\].down.data must be \[E=2, H=16, width\]"):
+        run_experts(np.zeros((1, 16)), np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32), wrong)
