@@ -150,7 +150,7 @@ def _embedded(say: Callable[[str], None]) -> Path:
 
 def _preset(name: str, say: Callable[[str], None]) -> Path:
     file = _PRESETS / f"{name}.json"
-    folder = cache_folder() / "presets" / f"{name}-{_digest(file)}"
+    folder = cache_folder() / "presets" / _digest(file) / name
     _make_once(folder, ["--tokenizer-only"], lambda: say(f"preparing the preset {name} in {folder}"), file)
     return folder
 

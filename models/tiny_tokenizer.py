@@ -85,6 +85,14 @@ def added_tokens(*, published_ids: bool) -> dict[str, int]:
     return {name: first + offset for offset, name in enumerate(names)}
 
 
+def _filler_tokens() -> dict[str, int]:
+    """A word for every published id that the small SentencePiece model lacks.
+
+    A model with random weights generates all ids alike; without these most of its output would be no text.
+    """
+    return {f" w{token_id}": token_id for token_id in range(SENTENCEPIECE_SIZE, PUBLISHED_SENTENCEPIECE_SIZE)}
+
+
 def media_ids(added: dict[str, int]) -> MediaIds:
     names = ("IMAGE_PLACEHOLDER", "IMAGE_START", "IMAGE_END", "VIDEO_START", "VIDEO_END")
     return MediaIds(*(added[f"<|{name}|>"] for name in names))
@@ -99,7 +107,7 @@ def write_tokenizer(folder: Path, *, published_ids: bool) -> None:
     """Write tokenizer.model and the three JSON files that real repositories have beside it."""
     added = added_tokens(published_ids=published_ids)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece())
-    write_json(folder / "added_tokens.json", added)
+    write_json(folder / "added_tokens.json", (_filler_tokens() if published_ids else {}) | added)
     write_json(folder / "special_tokens_map.json", {**_NAMED, "additional_special_tokens": list(added)})
     write_json(
         folder / "tokenizer_config.json",

@@ -90,7 +90,7 @@ def test_preset_folder_has_its_config_and_a_tokenizer_with_the_published_media_i
     folder = resolve_model("ernie-4.5-vl-28b-a3b", load_format="dummy")
     config = read_model_config(folder)
     added = json.loads((folder / "added_tokens.json").read_text())
-    assert folder.is_relative_to(cache)
+    assert folder.is_relative_to(cache) and folder.name == "ernie-4.5-vl-28b-a3b"
     assert config.num_layers == 28
     assert added["<|IMAGE_PLACEHOLDER|>"] == config.image_patch_id == 100295
     assert added["<|IMAGE_START|>"] == config.image_start_id == 101304

@@ -150,3 +150,6 @@ def test_stand_in_tokenizer_has_the_published_ids(tmp_path: Path):
         "<|ASR_END|>": 101309,
     }
     assert {name: added[name] for name in expected} == expected
+    tokenizer = load_tokenizer(tmp_path / "t")
+    assert {name: tokenizer.token_id(name) for name in expected} == expected
+    assert tokenizer.decode([60000, 100294]) == " w60000 w100294"
