@@ -46,7 +46,7 @@ class MediaLoader:
 
     def __init__(self, config: ServerConfig, resolver: AbstractResolver | None = None) -> None:
         """Raises ConfigError when mm_processor_kwargs are wrong. `resolver` replaces DNS in tests."""
-        self.policy = MediaPolicy(config.mm_processor_kwargs)
+        self.policy = MediaPolicy(config.mm_processor_kwargs, config.model)
         self.folder = RunDirectory(config.run_directory).media
         self._max_bytes = config.max_media_bytes
         self._fetcher = MediaFetcher(

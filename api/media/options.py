@@ -6,6 +6,8 @@ a wish of the wrong type is an error that names it.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -58,14 +60,18 @@ _FIXED = {"spatial_conv_size": 2, "temporal_conv_size": 2}
 class MediaPolicy:
     """The server's side of the options."""
 
-    def __init__(self, server_kwargs: dict[str, Any]) -> None:
-        """Raises ConfigError when mm_processor_kwargs has an unknown name or a wrong type."""
+    def __init__(self, server_kwargs: dict[str, Any], model_folder: str = "") -> None:
+        """Defaults are the checkpoint's where it has any, under what the operator sets.
+
+        Raises ConfigError when mm_processor_kwargs has an unknown name or a wrong type.
+        """
         wishes = {name: value for name, value in server_kwargs.items() if name not in _FIXED}
         for name, value in _FIXED.items():
             if server_kwargs.get(name, value) != value:
                 raise ConfigError(f"--mm-processor-kwargs: {name} must be {value} for this model.")
         try:
-            self.defaults = _checked(msgspec.convert(wishes, MediaOptions))
+            own = _checkpoint_options(Path(model_folder)) if model_folder else {}
+            self.defaults = _checked(msgspec.convert({**own, **wishes}, MediaOptions))
         except (msgspec.ValidationError, ValueError) as error:
             raise ConfigError(f"--mm-processor-kwargs: {error}.") from None
         self._ceilings = {**_CEILINGS, **{name: wishes[name] for name in _CEILINGS if name in wishes}}
@@ -98,6 +104,22 @@ class MediaPolicy:
 
     def _clamp(self, name: str, value: Any) -> Any:
         return min(value, self._ceilings[name]) if name in self._ceilings else value
+
+
+def _checkpoint_options(folder: Path) -> dict[str, int]:
+    """Pixel bounds of images in preprocessor_config.json, in either of its spellings."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        size = content.get("size") or {}
+        low = content.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels")
+        high = content.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels")
+        found = {"image_min_pixels": low, "image_max_pixels": high}
+        return {name: int(value) for name, value in found.items() if value}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Download the file again.") from None
 
 
 def _is_option(name: str) -> bool:

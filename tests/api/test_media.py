@@ -515,3 +515,22 @@ def test_wrong_server_options_stop_the_server() -> None:
         with pytest.raises(ConfigError, match="mm-processor-kwargs"):
             MediaPolicy(kwargs)
     assert MediaPolicy({"spatial_conv_size": 2, "video_fps": 1}).defaults.video_fps == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"min_pixels": 6272, "max_pixels": 12845056}',
+        '{"size": {"shortest_edge": 6272, "longest_edge": 12845056}}',
+    ],
+)
+def test_the_checkpoint_may_set_the_pixel_bounds_and_the_operator_overrides_them(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    defaults = MediaPolicy({}, str(tmp_path)).defaults
+    assert (defaults.image_min_pixels, defaults.image_max_pixels) == (6272, 12845056)
+    assert MediaPolicy({"image_max_pixels": 784000}, str(tmp_path)).defaults.image_max_pixels == 784000
+    (tmp_path / "preprocessor_config.json").write_text("[")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        MediaPolicy({}, str(tmp_path))
