@@ -46,6 +46,7 @@ class Batch:
     sample_rows: Tensor | None  # None: no chunk samples
     num_tokens: int
     num_samples: int
+    num_pairs: int  # of a query and a key, at most: what attention costs
 
     @classmethod
     def upload(cls, host: HostBatch, device: Device) -> Batch:
@@ -60,6 +61,7 @@ class Batch:
             sample_rows=device.upload(host.sample_rows) if len(host.sample_rows) else None,
             num_tokens=len(host.token_ids),
             num_samples=len(host.sample_rows),
+            num_pairs=int(np.diff(host.query_starts).astype(np.int64) @ host.kv_lens.astype(np.int64)),
         )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from engine.status_page import Heart
 from workers.device.base import Group, Tensor
@@ -33,6 +35,16 @@ class Pulse:
             self._heart.beat(**changes)
             self._promised_until = time.monotonic() + allowance
 
+    @contextmanager
+    def waiting(self, timeout: float) -> Iterator[None]:
+        """Beat for at most `timeout` seconds; the wait does not count against an earlier allowance."""
+        remaining = max(self._promised_until - time.monotonic(), 0.0)
+        self.beat(timeout)
+        try:
+            yield
+        finally:
+            self.beat(remaining)
+
     def close(self) -> None:
         self._closing.set()
         self._thread.join()
@@ -55,24 +67,20 @@ class PatientGroup:
         self._group, self._pulse, self._timeout = group, pulse, timeout
 
     def all_reduce(self, tensor: Tensor) -> None:
-        self._pulse.beat(self._timeout)
-        self._group.all_reduce(tensor)
-        self._pulse.beat()
+        with self._pulse.waiting(self._timeout):
+            self._group.all_reduce(tensor)
 
     def all_gather(self, tensor: Tensor, out: Tensor) -> None:
-        self._pulse.beat(self._timeout)
-        self._group.all_gather(tensor, out)
-        self._pulse.beat()
+        with self._pulse.waiting(self._timeout):
+            self._group.all_gather(tensor, out)
 
     def broadcast(self, tensor: Tensor, root: int) -> None:
-        self._pulse.beat(self._timeout)
-        self._group.broadcast(tensor, root)
-        self._pulse.beat()
+        with self._pulse.waiting(self._timeout):
+            self._group.broadcast(tensor, root)
 
     def barrier(self) -> None:
-        self._pulse.beat(self._timeout)
-        self._group.barrier()
-        self._pulse.beat()
+        with self._pulse.waiting(self._timeout):
+            self._group.barrier()
 
     def close(self) -> None:
         self._group.close()

@@ -60,6 +60,9 @@ class Device(Protocol):
     name: str  # for logs and RankLoaded: "cpu", "gpu:0 NVIDIA H800"
     rank: int
     world: int
+    # A rank that computes more slowly than this many operations per second counts as stuck; far below what
+    # the slowest supported machine does with all its ranks busy.
+    slowest_flops: float
 
     # memory and copies ------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ class PaddleCpu:
         self.name = "cpu"
         self.rank = rank
         self.world = world
+        self.slowest_flops = 5e9
         self._group = group
         paddle.device.set_device("cpu")
 

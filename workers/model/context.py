@@ -33,6 +33,13 @@ class Context:
         """A scratch buffer of the activation dtype."""
         return self.workspace.take(name, shape, self.dtype)
 
+    def begin_work(self, flops: float) -> None:
+        """Say that the rank advances, and that its next piece has this many additions and multiplications.
+
+        Counted over all ranks: on a CPU they share the machine.
+        """
+        self.on_progress(flops / self.device.slowest_flops)
+
 
 def gather_rows(source: Tensor, rows: Tensor, out: Tensor) -> None:
     """out[i] = source[rows[i]]: the lookup of embed_tokens with a table that is not cut."""

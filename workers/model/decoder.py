@@ -49,7 +49,7 @@ class Decoder:
         out = context.take("decoder.out", *residual.shape)
         cuda_ops.rms_norm(residual, layers[0].input_norm, eps, x)
         for index, layer in enumerate(layers):
-            context.on_progress(0.0)
+            context.begin_work(self._layer_flops(batch, index))
             if index > 0:
                 cuda_ops.add_rms_norm(out, residual, layer.input_norm, eps, x)
             self._attention.run(layer, x, batch, cos_sin, kv.layers[index], out)
@@ -58,6 +58,17 @@ class Decoder:
         if batch.sample_rows is None:
             return None
         return self._logits(out, residual, batch.sample_rows, batch.num_samples)
+
+    def _layer_flops(self, batch: Batch, index: int) -> float:
+        """Operations of one layer, over all ranks."""
+        model = self._context.model
+        attention = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim * model.hidden_size
+        width = model.intermediate_size
+        if model.is_moe_layer(index):
+            num_active = model.moe_top_k + (model.num_shared_experts or 0)
+            width = num_active * max(model.moe_intermediate_sizes)
+        linear = 2.0 * batch.num_tokens * (attention + 3 * model.hidden_size * width)
+        return linear + 4.0 * batch.num_pairs * model.num_heads * model.head_dim
 
     def _embed(self, batch: Batch, media: list[MediaRows]) -> Tensor:
         """Word embeddings, with placeholders overwritten by the media's features."""
@@ -81,6 +92,7 @@ class Decoder:
         cuda_ops.add_rms_norm(last_out, last_residual, self._weights.norm, eps, normed)
 
         columns = len(context.share.vocab)
+        context.begin_work(2.0 * num_samples * hidden * columns * device.world)
         logits = context.workspace.take("logits.local", (num_samples, columns), "float32")
         device.linear(normed, self._weights.lm_head, logits)
         if device.world == 1:

@@ -22,7 +22,6 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _ROWS_AT_ONCE = 4096  # patches of one feed-forward call: bounds its buffer, never its result
-_PESSIMISTIC_FLOPS = 5e9  # per second; a block slower than this counts as stuck
 
 
 @dataclass(slots=True)
@@ -58,17 +57,16 @@ class Encoder:
         sizes = [rows * columns for rows, columns in batch.frames]
         starts = context.device.upload(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
         row_col = context.device.upload(np.concatenate([window_order(*frame) for frame in batch.frames]))
-        allowance = _block_flops(vision, sizes) / _PESSIMISTIC_FLOPS
+        block_flops = _block_flops(vision, sizes)
 
         x = self._embed(batch.patches)
         normed = context.take("encoder.normed", *x.shape)
         for block in self._weights.blocks:
-            context.on_progress(allowance)
+            context.begin_work(block_flops)
             cuda_ops.layer_norm(x, block.norm1_w, block.norm1_b, vision.layer_norm_eps, normed)
             self._attend(block, normed, row_col, starts, x)
             cuda_ops.layer_norm(x, block.norm2_w, block.norm2_b, vision.layer_norm_eps, normed)
             self._feed_forward(block, normed, x)
-        context.on_progress(0.0)
         cuda_ops.layer_norm(x, self._weights.ln_w, self._weights.ln_b, vision.layer_norm_eps, normed)
         return normed
 

@@ -30,6 +30,7 @@ class Resampler:
         """patches [P, D] in window order -> out [R, H], one row per token."""
         context, device, weights = self._context, self._context.device, self._weights
         num_windows = sum(frames * windows for frames, windows in frame_runs)
+        context.begin_work(12.0 * num_windows * self._width**2)  # 2 square matrices, 3, and a narrow one
         windows = device.view(patches, (num_windows, self._width))
         spatial = context.take("resampler.spatial", num_windows, self._width)
         self._merge(
