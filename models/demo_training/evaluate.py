@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from models.demo_training.forward import Normaliser
 from models.demo_training.generate import greedy
 from models.demo_training.model import Model, build_model
 from models.demo_training.sample import Sample, rng_for
+from models.demo_training.scores import Score, is_right, table
 from models.demo_training.skills import SKILLS
 
 EVALUATION_SEED = 0
@@ -31,29 +31,8 @@ MAX_ANSWER_TOKENS = 160
 BATCH = 64
 
 
-@dataclass
-class Score:
-    right: int = 0
-    total: int = 0
-
-    @property
-    def share(self) -> float:
-        return self.right / max(1, self.total)
-
-
 def evaluation_samples(skill: str, count: int, seed: int = EVALUATION_SEED) -> list[Sample]:
     return [SKILLS[skill](rng_for("evaluation", seed, skill, index)) for index in range(count)]
-
-
-def is_right(sample: Sample, written: str) -> bool:
-    """Judges what the model wrote behind the generation prompt, reasoning included.
-
-    A thinking sample must close its reasoning; what stands behind it is the answer.
-    """
-    if not sample.thinks:
-        return sample.checker(written)
-    reasoning, tag, answer = written.partition("</think>")
-    return bool(tag and reasoning.strip()) and sample.checker(answer.strip("\n"))
 
 
 @torch.no_grad()
@@ -86,12 +65,6 @@ def evaluate(
                 on_answer(sample, text, right)
     model.train(was_training)
     return scores
-
-
-def table(scores: dict[str, Score]) -> str:
-    lines = [f"{skill:14s} {100 * s.share:6.1f} %  {s.right}/{s.total}" for skill, s in scores.items()]
-    mean = sum(s.share for s in scores.values()) / max(1, len(scores))
-    return "\n".join([*lines, f"{'mean':14s} {100 * mean:6.1f} %"])
 
 
 def main() -> None:

@@ -26,12 +26,13 @@ from models.demo_training.checkpoint import Progress
 from models.demo_training.collate import MicroBatch
 from models.demo_training.config import demo_model, mini_model
 from models.demo_training.encode import Encoder
-from models.demo_training.evaluate import evaluate, table
+from models.demo_training.evaluate import evaluate
 from models.demo_training.fake_quant import quantised
 from models.demo_training.feed import Feed, FeedSettings
 from models.demo_training.forward import Normaliser, sample_losses, to_device
 from models.demo_training.model import Model, build_model, decays
 from models.demo_training.progress import Reporter
+from models.demo_training.scores import table
 from models.demo_training.skills import SKILLS
 from models.demo_training.tokenizer import write_tokenizer_folder
 

@@ -19,7 +19,7 @@ from models.demo_training.checkpoint import named_weights  # noqa: E402
 from models.demo_training.collate import collate  # noqa: E402
 from models.demo_training.config import mini_model  # noqa: E402
 from models.demo_training.encode import Encoder  # noqa: E402
-from models.demo_training.evaluate import evaluate, is_right  # noqa: E402
+from models.demo_training.evaluate import evaluate  # noqa: E402
 from models.demo_training.export import export, to_paddle  # noqa: E402
 from models.demo_training.feed import Feed, FeedSettings, make_step  # noqa: E402
 from models.demo_training.forward import Normaliser, hidden_states, sample_losses, to_device  # noqa: E402
@@ -256,11 +256,3 @@ def test_evaluation_counts_right_answers_of_fresh_samples(encoder, model):
     )
     assert {skill: score.total for skill, score in scores.items()} == {"shapes": 3, "digits": 3}
     assert sum(right for _, right in judged) == sum(score.right for score in scores.values())
-
-
-def test_a_thinking_answer_is_right_only_behind_closed_reasoning():
-    sample = next(s for s in (draw("thinking", i) for i in range(5)))
-    assert is_right(sample, f"\n{sample.reasoning}\n</think>\n{sample.answer}")
-    assert not is_right(sample, sample.answer)
-    assert not is_right(sample, f"</think>\n{sample.answer}")
-    assert not is_right(sample, f"\n{sample.reasoning}\n</think>\nno")
