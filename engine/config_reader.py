@@ -47,6 +47,22 @@ _VISION_KEYS = _words(
     "in_chans spatial_merge_size temporal_merge_size rms_norm_eps layer_norm_eps rope_theta"
 )
 
+# Keys that say the same as the one that an override changes.
+_OUTDATED_BY = {
+    "dtype": ("torch_dtype",),
+    "torch_dtype": ("dtype",),
+    "im_patch_id": ("image_token_id",),
+    "image_token_id": ("im_patch_id",),
+    "moe_layer_start_index": ("mlp_layer_types",),
+    "moe_layer_end_index": ("mlp_layer_types",),
+    "moe_layer_interval": ("mlp_layer_types",),
+    "hidden_size": ("embed_dim",),
+    "embed_dim": ("hidden_size",),
+    "mlp_ratio": ("intermediate_size",),
+    "in_chans": ("in_channels",),
+    "in_channels": ("in_chans",),
+}
+
 
 def build_model_config(raw: dict[str, Any], overrides: dict[str, Any]) -> ModelConfig:
     """Read every field; see model_config.parse_model_config for the errors."""
@@ -177,23 +193,32 @@ def _lay_flat(raw: dict[str, Any]) -> dict[str, Any]:
         if flat.get("tie_word_embeddings") != text.get("tie_word_embeddings"):
             inner["tie_word_embeddings"] = None  # both levels have a default: let the tensors decide
         flat = {**flat, **inner}
-    if flat.get("im_patch_id") is None and flat.get("image_token_id") is not None:
-        flat["im_patch_id"] = flat["image_token_id"]
     return flat
 
 
 def _merge_overrides(flat: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """`flat` with the operator's values on top; keys of vision_config merge one by one."""
-    merged = {**flat}
-    for key, value in overrides.items():
-        _require_known(key, _TEXT_KEYS | flat.keys(), "")
-        if key == "vision_config" and isinstance(value, dict):
-            vision: dict[str, Any] = flat.get(key) or {}
-            for inner in value:
-                _require_known(inner, _VISION_KEYS | vision.keys(), "vision_config.")
-            value = {**vision, **value}
-        merged[key] = value
+    merged = _overlay(flat, overrides, _TEXT_KEYS, "")
+    changes = overrides.get("vision_config")
+    if isinstance(changes, dict):
+        merged["vision_config"] = _overlay(
+            flat.get("vision_config") or {}, changes, _VISION_KEYS, "vision_config."
+        )
     return merged
+
+
+def _overlay(
+    values: dict[str, Any], changes: dict[str, Any], known: frozenset[str], prefix: str
+) -> dict[str, Any]:
+    """`values` with `changes`; another spelling of a changed key is removed, for it would win."""
+    result = dict(values)
+    for key, value in changes.items():
+        _require_known(key, known | values.keys(), prefix)
+        for other in _OUTDATED_BY.get(key, ()):
+            if other not in changes:
+                result.pop(other, None)
+        result[key] = value
+    return result
 
 
 def _require_known(key: str, known: Any, prefix: str) -> None:
@@ -345,6 +370,8 @@ def _read_media_ids(keys: Keys, family: str, vocab_size: int) -> dict[str, int]:
     if family == "text":  # no id reaches vocab_size, so no token is a vision token
         return dict(zip(names, (vocab_size, -1, -1, -1, -1), strict=True))
     ids = [keys.integer(key, default) for key, default in _MEDIA_IDS.items()]
+    if not keys.has("im_patch_id"):
+        ids[0] = keys.integer("image_token_id", ids[0])  # transformers' name of it
     for key, value in zip(_MEDIA_IDS, ids, strict=True):
         if value is None or not 0 <= value < vocab_size:
             raise ConfigError(f"{key} is {value}, expected an id below vocab_size = {vocab_size}")

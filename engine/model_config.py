@@ -150,13 +150,17 @@ def check_tensor_parallel(config: ModelConfig, world_size: int) -> None:
         widths[f"moe_intermediate_size[{pool}]"] = width
     if config.shared_intermediate_size:
         widths["shared experts' width"] = config.shared_intermediate_size
-    uneven = [f"{name} = {width}" for name, width in widths.items() if width % world_size]
-    kv = config.num_kv_heads
-    if kv % world_size and world_size % kv:
-        uneven.append(f"num_key_value_heads = {kv}")
-    if uneven:
+
+    def uneven(size: int) -> list[str]:
+        kv = config.num_kv_heads
+        misfits = [f"{name} = {width}" for name, width in widths.items() if width % size]
+        return misfits + ([f"num_key_value_heads = {kv}"] if kv % size and size % kv else [])
+
+    if misfits := uneven(world_size):
+        fitting = ", ".join(str(size) for size in (1, 2, 4, 8, 16) if not uneven(size))
         raise ConfigError(
-            f"--tensor-parallel-size {world_size} does not divide {', '.join(uneven)}; choose another size"
+            f"--tensor-parallel-size {world_size} does not divide {', '.join(misfits)}; "
+            f"sizes that do: {fitting}"
         )
 
 

@@ -197,6 +197,21 @@ def test_unknown_override_is_refused_with_the_nearest_name(overrides: dict[str, 
         parse_model_config(make_paddle(), overrides)
 
 
+@pytest.mark.parametrize(
+    ("make", "overrides", "field", "expected"),
+    [
+        (make_transformers, {"torch_dtype": "float32"}, "dtype", "float32"),
+        (make_paddle, {"dtype": "float32"}, "dtype", "float32"),
+        (make_transformers, {"im_patch_id": 90000}, "image_patch_id", 90000),
+        (make_transformers, {"moe_layer_start_index": 2}, "moe_layers", (2, 3)),
+    ],
+)
+def test_override_wins_over_another_spelling_of_the_same_key(
+    make: Any, overrides: dict[str, Any], field: str, expected: Any
+):
+    assert getattr(parse_model_config(make(), overrides), field) == expected
+
+
 # refusals -----------------------------------------------------------------------------------------
 
 
@@ -261,7 +276,7 @@ def test_published_models_divide_by_their_usual_ranks(preset: str, sizes: int):
 
 
 def test_uneven_split_names_every_width_that_does_not_divide():
-    with pytest.raises(ConfigError, match="num_attention_heads = 20"):
+    with pytest.raises(ConfigError, match=r"num_attention_heads = 20.*sizes that do: 1, 2, 4$"):
         check_tensor_parallel(read_preset("ernie-4.5-vl-28b-a3b"), 8)
     config = parse_model_config(make_paddle(num_attention_heads=12, num_key_value_heads=3, head_dim=32))
     with pytest.raises(ConfigError, match=r"num_key_value_heads = 3"):
