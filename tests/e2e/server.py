@@ -148,7 +148,7 @@ def running_server(folder: Path, *flags: str, ready: bool = True) -> Iterator[Se
     port, metrics_port = free_port(), free_port()
     log = folder / f"server-{port}.log"
     environment = {**os.environ, "OCTET_VENV": sys.prefix, "PYTHONUNBUFFERED": "1"}
-    command = [str(ROOT / "run.sh"), *flags, "--port", str(port), "--metrics-port", str(metrics_port)]
+    command = [str(ROOT / "run.sh"), "--port", str(port), "--metrics-port", str(metrics_port), *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=folder)
     server = Server(process, port, metrics_port, log)
