@@ -32,8 +32,7 @@ class LoadBalancer:
     def watch(self, batch: DeviceBatch) -> None:
         """Call before a forward pass: padding must not count, and each pool sees its own tokens in order."""
         known, vision = batch.is_known.reshape(-1), batch.token_types.reshape(-1).bool()
-        has_vision = bool(len(batch.grids))
-        self._known = {True: known[vision], False: known[~vision] if has_vision else known}
+        self._known = {True: known[vision], False: known[~vision]}
 
     def update(self) -> None:
         """Move every bias against its load, then forget the counts."""

@@ -8,13 +8,14 @@ and positions and token types are the encoder's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from models.demo_training.collate import MicroBatch
 from models.demo_training.config import preprocessor_config
-from models.demo_training.fast_vision import patch_coordinates
+from models.demo_training.fast_vision import plan_vision
 from models.demo_training.model import Model
 
 _PER_CHANNEL = 14 * 14
@@ -36,56 +37,77 @@ class Normaliser:
 
 
 @dataclass
+class DeviceMedia:
+    """Pictures and clips on the device, patches sorted for the tower; what loops need is on the CPU."""
+
+    patches: torch.Tensor  # [P, 588] uint8
+    coordinates: torch.Tensor  # [P, 2]
+    back: torch.Tensor  # [P] to prompt order
+    bounds: torch.Tensor  # [segments + 1] int32, CPU
+    grids: torch.Tensor  # [N, 3], CPU
+
+
+@dataclass
 class DeviceBatch:
-    """A micro-batch on the device; grids stay on the CPU, where their loops run."""
+    """A micro-batch on the device."""
 
     token_ids: torch.Tensor  # [B, L] int64
     positions: torch.Tensor  # [3, B, L]
     token_types: torch.Tensor  # [B, L]
-    patches: torch.Tensor  # [P, 588] uint8
-    coordinates: torch.Tensor | None  # [P, 2]
-    grids: torch.Tensor  # [N, 3], CPU
+    media: DeviceMedia | None  # None without any
     is_target: torch.Tensor  # [B, L] bool: this token bears loss
     is_known: torch.Tensor  # [B, L] bool: no padding
     num_targets: torch.Tensor  # [B]
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> DeviceBatch:
-    def move(array: object) -> torch.Tensor:
-        tensor = torch.as_tensor(array)
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
     index = torch.arange(batch.token_ids.shape[1])
     lengths, num_prompt = torch.as_tensor(batch.lengths)[:, None], torch.as_tensor(batch.num_prompt)[:, None]
-    grids = torch.as_tensor(batch.grids).long()
     return DeviceBatch(
-        move(batch.token_ids).long(),
-        move(batch.positions).long(),
-        move(batch.token_types).int(),
-        move(batch.patches),
-        move(patch_coordinates(grids.tolist())) if len(grids) else None,
-        grids,
-        move((index >= num_prompt) & (index < lengths)),
-        move(index < lengths),
-        move(batch.num_targets),
+        _move(batch.token_ids, device).long(),
+        _move(batch.positions, device).long(),
+        _move(batch.token_types, device).int(),
+        _media_to_device(batch, device) if len(batch.grids) else None,
+        _move((index >= num_prompt) & (index < lengths), device),
+        _move(index < lengths, device),
+        _move(batch.num_targets, device),
     )
+
+
+def _media_to_device(batch: MicroBatch, device: torch.device) -> DeviceMedia:
+    plan = plan_vision([tuple(grid) for grid in batch.grids.tolist()])
+    return DeviceMedia(
+        _move(batch.patches[plan.order], device),
+        _move(plan.coordinates, device),
+        _move(plan.back, device),
+        torch.from_numpy(plan.bounds),
+        torch.as_tensor(batch.grids).long(),
+    )
+
+
+def _move(array: object, device: torch.device) -> torch.Tensor:
+    tensor = torch.as_tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def embed(model: Model, normalise: Normaliser, batch: DeviceBatch) -> torch.Tensor:
     """[B, L, H] word embeddings with the features of all media in their places."""
     embeddings = model.model.language_model.embed_tokens(batch.token_ids)
-    if not len(batch.grids):
+    if batch.media is None:
         return embeddings
-    features = media_features(model, normalise(batch.patches), batch)
+    features = media_features(model, normalise, batch.media)
     places = batch.token_ids == model.config.image_token_id
     return embeddings.masked_scatter(places.unsqueeze(-1), features.to(embeddings.dtype))
 
 
-def media_features(model: Model, pixels: torch.Tensor, batch: DeviceBatch) -> torch.Tensor:
-    """[tokens, H] of all media in order."""
-    tower, resampler = model.model.vision_tower, model.model.resampler_model
-    seen = tower(pixels, batch.grids, position_ids=batch.coordinates).last_hidden_state
-    return resampler(seen, batch.grids)
+def media_features(model: Model, normalise: Normaliser, media: DeviceMedia) -> torch.Tensor:
+    """[tokens, H] of all media in prompt order."""
+    tower: Any = model.model.vision_tower
+    seen = tower(
+        normalise(media.patches), media.grids, position_ids=media.coordinates, cu_seqlens=media.bounds
+    ).last_hidden_state
+    features: torch.Tensor = model.model.resampler_model(seen[media.back], media.grids)
+    return features
 
 
 def hidden_states(model: Model, normalise: Normaliser, batch: DeviceBatch) -> torch.Tensor:

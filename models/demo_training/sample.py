@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-Space = Literal["training", "evaluation", "tokenizer", "showcase"]
+Space = Literal["training", "evaluation", "tokenizer"]
 Checker = Callable[[str], bool]
 Message = dict[str, Any]  # OpenAI chat form; media parts carry the picture itself, see `picture` and `video`
 

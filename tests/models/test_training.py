@@ -22,7 +22,13 @@ from models.demo_training.encode import Encoder  # noqa: E402
 from models.demo_training.evaluate import evaluate  # noqa: E402
 from models.demo_training.export import export, to_paddle  # noqa: E402
 from models.demo_training.feed import Feed, FeedSettings, make_step  # noqa: E402
-from models.demo_training.forward import Normaliser, hidden_states, sample_losses, to_device  # noqa: E402
+from models.demo_training.forward import (  # noqa: E402
+    Normaliser,
+    hidden_states,
+    media_features,
+    sample_losses,
+    to_device,
+)
 from models.demo_training.generate import greedy  # noqa: E402
 from models.demo_training.model import Model, build_model, hugging_face_config  # noqa: E402
 from models.demo_training.train import Settings, Trainer  # noqa: E402
@@ -69,15 +75,16 @@ def test_losses_equal_those_of_transformers_own_forward(encoder, model):
     plain = Model(hugging_face_config(mini_model())).eval()
     plain.load_state_dict(model.state_dict())
     plain.config.text_config._experts_implementation = "eager"
-    batch = to_device(collate([example]), CPU)
+    micro = collate([example])
+    batch = to_device(micro, CPU)
     labels = batch.token_ids.masked_fill(~batch.is_target, -100)
     with torch.no_grad():
         theirs = plain(
             input_ids=batch.token_ids,
             mm_token_type_ids=(batch.token_ids == model.config.image_token_id).int(),
             moe_mm_token_type_ids=batch.token_types,
-            pixel_values=Normaliser(CPU)(batch.patches),
-            image_grid_thw=batch.grids,
+            pixel_values=Normaliser(CPU)(torch.as_tensor(micro.patches)),
+            image_grid_thw=batch.media.grids,
             labels=labels,
         )
         sums, counts, _ = sample_losses(model, Normaliser(CPU), batch)
@@ -97,15 +104,13 @@ def test_a_sample_has_the_same_loss_alone_and_among_others(encoder, model):
 def test_vision_of_pictures_and_clips_in_one_call_equals_transformers(encoder, model):
     plain = Model(hugging_face_config(mini_model())).eval()
     plain.load_state_dict(model.state_dict())
-    batch = to_device(
-        collate([encoder.encode(draw(skill, 0)) for skill in ("shapes", "moment", "pictures")]), CPU
-    )
-    pixels = Normaliser(CPU)(batch.patches)
+    micro = collate([encoder.encode(draw(skill, 0)) for skill in ("shapes", "moment", "pictures", "motion")])
+    grids, batch = torch.as_tensor(micro.grids).long(), to_device(micro, CPU)
     with torch.no_grad():
-        tower, resampler = plain.model.vision_tower, plain.model.resampler_model
-        expected = resampler(tower(pixels, batch.grids).last_hidden_state, batch.grids)
-        fast = model.model.vision_tower(pixels, batch.grids, position_ids=batch.coordinates).last_hidden_state
-        actual = model.model.resampler_model(fast, batch.grids)
+        pixels = Normaliser(CPU)(torch.as_tensor(micro.patches))
+        seen = plain.model.vision_tower(pixels, grids).last_hidden_state
+        expected = plain.model.resampler_model(seen, grids)
+        actual = media_features(model, Normaliser(CPU), batch.media)
     assert_close(actual.numpy(), expected.numpy(), 2e-5, "features")
 
 
