@@ -12,6 +12,7 @@ import logging
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
@@ -219,7 +220,7 @@ class EngineClient:
                 frames = self._tokens.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._dispatch(self._from_engine.decode(frames[-1]))
+            self._take(frames[-1])
         self._loop.call_soon(self._read_tokens)
 
     def _read_monitor(self) -> None:
@@ -228,6 +229,17 @@ class EngineClient:
             self._read_tokens()  # what the engine still sent comes first
             if self.state.state not in ("failed", "stopping"):
                 self._dispatch(EngineState("failed", "the engine process is gone"))
+
+    def _take(self, payload: bytes) -> None:
+        try:
+            message = self._from_engine.decode(payload)
+        except msgspec.DecodeError:
+            _log.exception("a message of the engine cannot be decoded")
+            self.fail_all(
+                EngineError("Output of the engine was damaged on its way; the request was aborted.")
+            )
+            return
+        self._dispatch(message)
 
     def _dispatch(self, message: ToApi) -> None:
         if isinstance(message, TokenBatch):

@@ -55,18 +55,15 @@ def read_sampling(request: GenerationRequest, defaults: Defaults, vocab_size: in
     top_p = _number(request, "top_p", 0.0, 1.0, defaults.top_p)
     if temperature < GREEDY_TEMPERATURE or top_p == 0.0:
         temperature, top_p = 0.0, 1.0
-    repetition = _number(request, "repetition_penalty", 0.0, 10.0, defaults.repetition_penalty)
-    if repetition == 0.0:
-        raise _out_of_range("repetition_penalty", repetition, "above 0 and at most 10")
     max_tokens = _read_max_tokens(request)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=_read_min_tokens(request, max_tokens),
         temperature=temperature,
         top_p=top_p,
-        top_k=max(0, _integer(request, "top_k", -1, _INT64 - 1, defaults.top_k)) % (1 << 31),
+        top_k=_read_top_k(request, defaults.top_k, vocab_size),
         min_p=_number(request, "min_p", 0.0, 1.0, defaults.min_p),
-        repetition_penalty=repetition,
+        repetition_penalty=_number(request, "repetition_penalty", 0.01, 10.0, defaults.repetition_penalty),
         presence_penalty=_number(request, "presence_penalty", -2.0, 2.0, 0.0),
         frequency_penalty=_number(request, "frequency_penalty", -2.0, 2.0, 0.0),
         seed=_read_seed(request),
@@ -202,6 +199,12 @@ def _read_min_tokens(request: GenerationRequest, max_tokens: int) -> int:
     return min(value, _INT64 - 1)
 
 
+def _read_top_k(request: GenerationRequest, default: int, vocab_size: int) -> int:
+    """0 and -1 both mean no limit, as in other servers; so does more than there are tokens."""
+    top_k = _integer(request, "top_k", -1, _INT64 - 1, default)
+    return top_k if 0 < top_k < vocab_size else 0
+
+
 def _read_seed(request: GenerationRequest) -> int:
     """A seed in [0, 2**63), drawn when the request has none."""
     if request.seed is None:
@@ -248,7 +251,7 @@ def _number(request: GenerationRequest, name: str, low: float, high: float, defa
 def _integer(request: GenerationRequest, name: str, low: int, high: int, default: int) -> int:
     value = getattr(request, name)
     if value is None:
-        return default
+        return int(default)
     if not low <= value <= high:
         raise _out_of_range(name, value, f"at least {low}" if high == _INT64 - 1 else f"in [{low}, {high}]")
     return int(value)

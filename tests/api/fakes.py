@@ -101,7 +101,10 @@ class FakeEngine:
             await self._publish(EngineState(state.state, state.detail, self.sequence))
 
     async def _publish(self, message: ToApi) -> None:
-        await self._tokens.send_multipart([self._topic, self._to_api.encode(message)])
+        await self.send_bytes(self._to_api.encode(message))
+
+    async def send_bytes(self, payload: bytes) -> None:
+        await self._tokens.send_multipart([self._topic, payload])
 
     async def _subscriptions(self) -> None:
         while True:

@@ -237,6 +237,13 @@ async def test_temperature_zero_and_top_p_zero_are_greedy() -> None:
         assert {request.sampling.temperature for request in api.engine.added} == {0.0}
 
 
+async def test_top_k_without_effect_is_off() -> None:
+    async with running_api(say("ok")) as api:
+        for top_k in (-1, 0, 2**31 + 5, 5):
+            await api.chat(top_k=top_k)
+        assert [request.sampling.top_k for request in api.engine.added] == [0, 0, 0, 5]
+
+
 async def test_a_seed_is_drawn_when_none_is_given() -> None:
     async with running_api(say("ok")) as api:
         for _ in range(4):

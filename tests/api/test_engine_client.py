@@ -124,6 +124,17 @@ async def test_a_lost_batch_fails_what_is_open_and_nothing_later() -> None:
         assert (await api.complete())[0] == 200
 
 
+async def test_a_damaged_message_fails_what_is_open_and_nothing_later() -> None:
+    async with running_api() as api:
+        waiting = asyncio.create_task(api.complete())
+        await api.engine.next_request()
+        await api.engine.send_bytes(b"\xc1 nonsense")
+        status, body, _ = await waiting
+        assert status == 500 and "damaged" in body["error"]["message"]
+        api.engine.script = say("ok")
+        assert (await api.complete())[0] == 200
+
+
 async def test_health_goes_through_the_ranks_and_names_the_missing_one() -> None:
     async with running_api(rank_timeout=0.2) as api:
         assert await _health(api) == (200, "healthy", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 from typing import Any
 
@@ -39,6 +40,14 @@ async def test_every_error_has_openais_shape() -> None:
         assert headers["Content-Type"].startswith("application/json")
         assert headers["X-Request-Id"].startswith("req-")
     assert answers[2][1][2]["Allow"] == "POST"
+
+
+async def test_a_small_body_that_unpacks_to_a_large_one_is_refused() -> None:
+    packed = gzip.compress(b" " * 20_000_000)
+    async with running_api(max_body_bytes=1_000_000) as api:
+        headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        async with api.http.post(api.url + "/v1/completions", data=packed, headers=headers) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (413, "body_too_large")
 
 
 async def test_an_unexpected_failure_shows_only_its_id(

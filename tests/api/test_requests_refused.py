@@ -80,9 +80,9 @@ async def test_every_typed_field_refuses_another_type_with_its_path(route: str) 
     ("field", "value"),
     [
         ("temperature", -0.1), ("temperature", 2.1), ("top_p", -0.1), ("top_p", 1.1), ("top_k", -2),
-        ("min_p", 1.1), ("presence_penalty", 2.1), ("frequency_penalty", -2.1), ("repetition_penalty", 0),
-        ("repetition_penalty", 11), ("n", 0), ("n", MAX_CHOICES + 1), ("max_tokens", 0),
-        ("max_tokens", 2**63),
+        ("min_p", 1.1), ("top_k", 2**63), ("presence_penalty", 2.1), ("frequency_penalty", -2.1),
+        ("repetition_penalty", 0), ("repetition_penalty", 11), ("n", 0), ("n", MAX_CHOICES + 1),
+        ("max_tokens", 0), ("max_tokens", 2**63),
         ("min_tokens", -1), ("seed", 2**63), ("stop_token_ids", [10**6]), ("stop_token_ids", [0] * 1025),
         ("logit_bias", {"5": 1.0}), ("response_format", {"type": "json_object"}),
     ],
