@@ -16,6 +16,7 @@ from engine.model_config import ModelConfig, read_model_config
 from models.tiny_config import Layout, MediaIds, TinyModel, config_json
 from models.tiny_weights import write_weights
 from workers.checkpoint import INDEX_NAME
+from workers.device.bfloat16 import bits_from_float32, float32_from_bits
 from workers.device.paddle import PaddleCpu
 from workers.loader import load_weights
 from workers.model.weights import ModelWeights
@@ -103,6 +104,16 @@ def split_into_shards(folder: Path, count: int) -> Path:
         weight_map |= dict.fromkeys(part, name)
     (folder / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
+
+
+def quantise(matrix: np.ndarray, group: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Integers and scales of specification 8.2, the scale rounded to bf16 before dividing."""
+    grouped = matrix.reshape(len(matrix), -1, group)
+    amax = np.abs(grouped).max(-1)
+    scales = float32_from_bits(bits_from_float32(amax / np.float32(largest)))
+    ratio = grouped / scales[..., None]
+    integers = np.clip(np.copysign(np.floor(np.abs(ratio) + 0.5), ratio), -largest, largest)
+    return integers.reshape(matrix.shape).astype(np.int8), scales
 
 
 def load(folder: Path, rank: int = 0, world: int = 1, **settings: Any) -> ModelWeights:

@@ -21,6 +21,7 @@ from tests.workers.checkpoints import (
     change_tensors,
     load,
     make_model,
+    quantise,
     read_tensors,
     write_checkpoint,
 )
@@ -51,18 +52,6 @@ def test_both_layouts_load_to_the_same_bits(tmp_path: Path, mode: str, rank: int
         for layout in layouts
     )
     assert_same_weights(paddle, pt)
-
-
-def quantise(matrix: np.ndarray, group: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Integers and scales of specification 8.2, the scale rounded to bf16 before dividing."""
-    grouped = matrix.reshape(len(matrix), -1, group)
-    amax = np.abs(grouped).max(-1)
-    bits = (amax / np.float32(largest)).astype(np.float32).view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    scales = float32_from_bits(rounded)
-    ratio = grouped / scales[..., None]
-    integers = np.clip(np.copysign(np.floor(np.abs(ratio) + 0.5), ratio), -largest, largest)
-    return integers.reshape(matrix.shape).astype(np.int8), scales
 
 
 def test_quantised_weights_are_the_rounded_slice_of_the_checkpoint(tmp_path: Path):
