@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,11 +22,12 @@ from engine.messages import (
     SamplingParams,
     StartServing,
     StepPlan,
+    StepResult,
     StopServing,
 )
 from engine.status_page import Phase
 from models.tiny import write_tiny_checkpoint
-from tests.workers.engine_side import ROOT, open_engine_side, running_ranks
+from tests.workers.engine_side import ROOT, EngineSide, open_engine_side, running_ranks
 
 SAMPLING = SamplingParams(max_tokens=10, temperature=0.0, num_logprobs=2)
 
@@ -35,6 +37,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ServerConfig:
     folder = tmp_path_factory.mktemp("checkpoint")
     write_tiny_checkpoint(folder, preset="golden")
     return ServerConfig(model=str(folder), max_model_len=256, max_num_seqs=4, cpu_threads=1)
+
+
+def start_serving(engine: EngineSide) -> None:
+    engine.receive_all(RankHello)
+    engine.receive_all(RankLoaded)
+    engine.send(StartServing(num_blocks=8))
+    engine.receive_all(RankReady)
 
 
 def test_two_ranks_shake_hands_serve_steps_and_leave(checkpoint: ServerConfig):
@@ -69,12 +78,24 @@ def test_two_ranks_shake_hands_serve_steps_and_leave(checkpoint: ServerConfig):
         assert engine.page.read(0).phase == Phase.LEAVING
 
 
+def test_rank_that_waits_for_a_stopped_one_is_not_the_silent_one(checkpoint: ServerConfig):
+    with running_ranks(checkpoint, tensor_parallel_size=2) as engine:
+        start_serving(engine)
+        engine.processes[1].send_signal(signal.SIGSTOP)
+        stopped = engine.page.read(1).beat
+        engine.send(StepPlan(0))  # rank 0 goes to the barrier and waits
+        waited = time.monotonic()
+        while engine.page.read(0).beat < waited + 2.5:
+            assert time.monotonic() < waited + 30, "rank 0 fell silent while it waited"
+            time.sleep(0.05)
+        assert engine.page.silent_ranks(2.0) == [1] and engine.page.read(1).beat - stopped < 2.0
+        engine.processes[1].send_signal(signal.SIGCONT)
+        assert engine.receive(StepResult).step == 0
+
+
 def test_rank_that_fails_says_why_and_exits_with_one(checkpoint: ServerConfig):
     with running_ranks(checkpoint) as engine:
-        engine.receive_all(RankHello)
-        engine.receive_all(RankLoaded)
-        engine.send(StartServing(num_blocks=8))
-        engine.receive_all(RankReady)
+        start_serving(engine)
         engine.send(StepPlan(7, [Chunk(99, 1, [0], True)]))
         failed = engine.receive(RankFailed)
         assert (failed.rank, failed.step) == (0, 7)
