@@ -148,7 +148,7 @@ class ChatRenderer:
         return chat_logprobs(self._tokenizer, delta.token_ids, delta.logprobs)
 
     def _choice(self, index: int, delta: Delta) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": delta.content}
+        message: dict[str, Any] = {"role": "assistant", "content": delta.content, "refusal": None}
         if delta.reasoning:
             message["reasoning_content"] = delta.reasoning
         if self._token_ids:

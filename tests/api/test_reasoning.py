@@ -143,4 +143,4 @@ async def test_streamed_reasoning_and_content_come_in_their_own_fields() -> None
 async def test_parser_none_leaves_everything_in_the_content() -> None:
     async with running_api(say("why"), reasoning_parser="none") as api:
         _, body, _ = await api.chat(enable_thinking=True)
-    assert body["choices"][0]["message"] == {"role": "assistant", "content": "why"}
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "why", "refusal": None}
