@@ -101,7 +101,7 @@ class Core:
         self._watch(scheduler, num_blocks)
         self._gateway.serve(self._steps)
         self._gateway.announce("ready", "", num_blocks, config.block_size)
-        _quieten_garbage_collector()
+        quieten_garbage_collector()
         if not self._is_stopping:
             await self._steps.run()
 
@@ -130,7 +130,7 @@ class Core:
         await asyncio.get_running_loop().run_in_executor(None, self._context.term)
 
 
-def _quieten_garbage_collector() -> None:
+def quieten_garbage_collector() -> None:
     """What exists now stays for good; collections would only look at it again in the middle of a step."""
     gc.collect()
     gc.freeze()

@@ -86,7 +86,7 @@ class StepLoop:
         end = self._last_step_end = time.monotonic()
         self._scheduler.apply(result, end)
         if plan.chunks:
-            num_tokens = sum(chunk.num_tokens for chunk in plan.chunks)
+            num_tokens = self._scheduler.num_tokens_in_step
             self._metrics.observe_step(end - begin, num_tokens, result)
             self._report.count(num_tokens, len(result.tokens), end)
         self._answer_pings()

@@ -139,8 +139,9 @@ class Metrics:
             return
         self._prompt_length.observe(sequence.num_prompt_tokens)
         self._output_length.observe(sequence.num_output_tokens)
-        if sequence.finish_reason in ("stop", "length"):
-            self._latency.observe(sequence.last_token - sequence.arrival)
+        if not sequence.last_token:
+            return  # aborted or failed in the middle
+        self._latency.observe(sequence.last_token - sequence.arrival)
         if sequence.num_output_tokens > 1:
             decoding = sequence.last_token - sequence.first_token
             self._per_token.observe(decoding / (sequence.num_output_tokens - 1))

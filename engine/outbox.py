@@ -20,4 +20,7 @@ class Outbox:
     num_preemptions: int = 0
 
     def put(self, client: Client, output: RequestOutput) -> None:
-        self.outputs.setdefault(client, []).append(output)
+        if client in self.outputs:
+            self.outputs[client].append(output)
+        else:
+            self.outputs[client] = [output]

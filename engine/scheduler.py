@@ -29,7 +29,7 @@ from engine.messages import (
 )
 from engine.outbox import Client, Outbox
 from engine.sequence import Sequence, Status
-from engine.stopping import FinishReason, finish_reason_after, finish_reason_before
+from engine.stopping import FinishReason, finish_reason
 from engine.waiting import WaitingQueue
 
 
@@ -60,6 +60,7 @@ class Scheduler:
         self.waiting = WaitingQueue(config.max_waiting)
         self.running: list[Sequence] = []  # in order of admission: the last gives way first
         self.num_preemptions = 0
+        self.num_tokens_in_step = 0  # computed by the plan made last
         self._by_request: dict[str, Sequence] = {}  # everything live
         self._by_seq_id: dict[int, Sequence] = {}  # everything the ranks know and we still want
         self._dropped: list[int] = []  # the ranks still know them, the next plan says to forget
@@ -120,6 +121,7 @@ class Scheduler:
             self._admit_waiting(draft, budget, now)
         if not draft.chunks and not self._dropped:
             return None
+        self.num_tokens_in_step = self.config.max_num_batched_tokens - budget.num_tokens
         return self._seal(draft)
 
     def probe(self) -> StepPlan:
@@ -135,9 +137,11 @@ class Scheduler:
                 f"step {result.step} returned {len(result.tokens)} tokens, expected {self._samples_in_flight}"
             )
         self._samples_in_flight = None
+        self._outbox.num_generated_tokens += len(result.tokens)
         for sampled in result.tokens:
             # A sequence aborted during the step is not here any more; its token is nobody's.
-            if sequence := self._by_seq_id.get(sampled.seq_id):
+            sequence = self._by_seq_id.get(sampled.seq_id)
+            if sequence is not None:
                 self._append(sequence, sampled, now)
         self._forget_finished()
 
@@ -174,19 +178,21 @@ class Scheduler:
     # ------------------------------------------------------------------ planning
 
     def _continue_running(self, draft: StepDraft, budget: StepBudget) -> None:
-        """Every running sequence computes at least one token, in order of admission."""
+        """Every running sequence computes at least one token, in order of admission.
+
+        The admission keeps len(running) within the budget, so there is a token for everyone.
+        """
         running, index = self.running, 0
         while index < len(running):
             sequence = running[index]
             index += 1
             computed = sequence.num_computed_tokens
             if computed + 1 == len(sequence.token_ids) and computed < sequence.num_slots:
-                # The usual case, kept short: one token, room in the last block. The invariant
-                # len(running) <= budget, kept by the admission, leaves a token for everyone.
+                # The usual case, kept short: one token, and room in the last block.
                 sequence.num_computed_tokens = computed + 1
-                budget.num_tokens -= 1
                 draft.chunks.append(sequence.decode_chunk)
                 draft.num_sampling += 1
+                budget.num_tokens -= 1
                 continue
             num_behind = len(running) - index
             num_tokens = budget.chunk_of(sequence.num_uncomputed_tokens, kept_back=num_behind)
@@ -282,26 +288,30 @@ class Scheduler:
     def _append(self, sequence: Sequence, sampled: SampledToken, now: float) -> None:
         """One sampled token becomes one output, the last one if it ends the sequence."""
         token_id = sampled.token_id
-        is_first = sequence.first_token == 0.0
-        if is_first:
-            sequence.first_token = now
-            self._outbox.started.append(sequence)
-        sequence.last_token = now
-        self._outbox.num_generated_tokens += 1
-        reason = finish_reason_before(sequence, token_id)
-        if reason:
+        reason = finish_reason(sequence, token_id)
+        if reason == "stop":
             output = RequestOutput(sequence.request_id, finish_reason=reason, stop_token_id=token_id)
         else:
             sequence.token_ids.append(token_id)
-            reason = finish_reason_after(sequence)
             logprobs = [sampled.logprobs] if sampled.logprobs else _NO_LOGPROBS
             output = RequestOutput(sequence.request_id, [token_id], logprobs, reason)
-        if is_first:
-            output = _with_admission(output, sequence)
+        if not sequence.first_token:
+            output = self._begin_output(sequence, output, now)
         if reason:
+            sequence.last_token = now
             self._finish(sequence, reason, output)
         else:
             self._outbox.put(sequence.client, output)
+
+    def _begin_output(self, sequence: Sequence, output: RequestOutput, now: float) -> RequestOutput:
+        """The first output also tells how the request got in."""
+        sequence.first_token = now
+        self._outbox.started.append(sequence)
+        return msgspec.structs.replace(
+            output,
+            num_cached_tokens=sequence.num_cached_tokens,
+            queue_seconds=sequence.first_scheduled - sequence.arrival,
+        )
 
     def _finish(self, sequence: Sequence, reason: FinishReason, last_output: RequestOutput) -> None:
         """End a live sequence; the caller calls `_forget_finished` when it is done ending."""
@@ -329,15 +339,6 @@ class Scheduler:
 
 
 _NO_LOGPROBS: list[TokenLogprobs] = []
-
-
-def _with_admission(output: RequestOutput, sequence: Sequence) -> RequestOutput:
-    """The first output also tells how the request got in."""
-    return msgspec.structs.replace(
-        output,
-        num_cached_tokens=sequence.num_cached_tokens,
-        queue_seconds=sequence.first_scheduled - sequence.arrival,
-    )
 
 
 def _error_output(request_id: str, message: str, status: int) -> RequestOutput:

@@ -48,7 +48,7 @@ class Sequence:
     finish_reason: str = ""
     first_scheduled: float = 0.0  # 0.0: not yet
     first_token: float = 0.0
-    last_token: float = 0.0
+    last_token: float = 0.0  # set at the end
     decode_chunk: Chunk = field(init=False)  # the usual chunk of a decoding sequence never changes: made once
 
     def __post_init__(self) -> None:

@@ -20,16 +20,12 @@ def stop_token_ids(sampling: SamplingParams, eos_token_ids: Iterable[int]) -> fr
     return own if sampling.ignore_eos else own.union(eos_token_ids)
 
 
-def finish_reason_before(sequence: Sequence, token_id: int) -> FinishReason | None:
-    """ "stop" if `token_id`, not yet appended, ends the sequence instead of joining its output.
+def finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
+    """What a newly sampled token, not yet appended, means for its sequence.
 
-    The ranks mask end tokens before `min_tokens`, so one that comes all the same is an ordinary token.
+    "stop": it ends the sequence and does not join the output. The ranks mask end tokens before `min_tokens`,
+    so one that comes all the same is an ordinary token. "length": it is the last that fits.
     """
     if token_id in sequence.stop_token_ids and sequence.num_output_tokens >= sequence.sampling.min_tokens:
         return "stop"
-    return None
-
-
-def finish_reason_after(sequence: Sequence) -> FinishReason | None:
-    """ "length" if the token just appended was the last that fits."""
-    return "length" if len(sequence.token_ids) >= sequence.max_num_tokens else None
+    return "length" if len(sequence.token_ids) + 1 >= sequence.max_num_tokens else None

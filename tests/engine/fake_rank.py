@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 
+import msgspec
 import zmq
 
 from engine.channels import Codec, RunDirectory, open_socket
@@ -63,7 +64,7 @@ class FakeRank:
         if self.behaviour == "load-for-ever":
             self.wait_for_ever()
         self.heart.beat(bytes_loaded=1000)
-        max_blocks = 64 + self.rank if self.behaviour != "little-memory" else 3
+        max_blocks = {"little-memory": 3, "big-memory": 1 << 16}.get(self.behaviour, 64 + self.rank)
         self.send(RankLoaded(self.rank, max_blocks, 1000, 0.0, "fake"))
 
     def step(self, plan: StepPlan) -> None:
@@ -76,7 +77,7 @@ class FakeRank:
         if self.rank == 0:
             if self.behaviour == "slow":
                 time.sleep(0.02)
-            self.send(result)
+            self.send(msgspec.structs.replace(result, compute_seconds=time.perf_counter() - self.arrived))
         self.heart.beat(phase=Phase.READY)
 
     def misbehave(self) -> None:
@@ -96,6 +97,7 @@ class FakeRank:
     def receive(self) -> ToWorker:
         while not self.plans.poll(100):
             self.heart.beat()
+        self.arrived = time.perf_counter()  # of a plan; reading it is the rank's work too
         return self.incoming.decode(self.plans.recv())
 
     def send(self, message: FromWorker) -> None:
@@ -103,7 +105,7 @@ class FakeRank:
 
 
 def main(behaviour: str, run_directory: str, rank: str) -> int:
-    """Behaviours: well, slow, die, freeze, fail, load-for-ever, little-memory, die-early."""
+    """Behaviours: well, slow, die, freeze, fail, load-for-ever, little-memory, die-early, big-memory."""
     begin_child(f"rank {rank}")
     if behaviour == "die-early" and rank == "1":
         print("this machine has no soul", file=sys.stderr)

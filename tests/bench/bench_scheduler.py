@@ -1,0 +1,185 @@
+"""Host time of one step of the engine: what the ranks would have to wait for.
+
+Method      The real scheduler, step loop and sockets drive one fake rank, a process that answers at once with
+            one token per sequence. All sequences decode with `--context` tokens of context. Host time is
+            the wall time of a step minus the time the rank itself was busy: schedule, encode, send, the two
+            ways through the sockets, receive, decode, apply. Publishing the tokens to the api happens while
+            the rank works, as in production, and is listed apart.
+How to read `host` is the figure of the design: median <= 300 us and p99 <= 1 ms at 256 sequences. It suffers
+            when other processes use the machine. `cpu` suffers less: it is the processor time of the engine's
+            thread per step, publishing included; the columns behind it are its parts. `waiting` is the length
+            of the queue meanwhile.
+Run         ./run.sh bench scheduler [--sequences 1,16,64,256] [--steps 2000] [--context 8192] [--profile]
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvloop
+import zmq
+
+from engine.config import write_config
+from engine.core import quieten_garbage_collector
+from engine.gateway import ApiGateway
+from engine.loop import StepLoop
+from engine.media_files import MediaFiles
+from engine.messages import AddRequest, SamplingParams
+from engine.metrics import Metrics
+from engine.scheduler import Scheduler
+from engine.worker_group import WorkerGroup
+from tests.engine.processes import RunDirectory, make_server_config
+
+CLIENT = b"api-0"
+WARM_UP = 50  # steps not counted
+PREFILL = 200  # steps at most until everybody decodes
+RANK = [sys.executable, "-m", "tests.engine.fake_rank", "big-memory"]
+
+
+class Stopwatch:
+    """Microseconds per call of methods that it wraps, summed per step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self._open: dict[str, float] = defaultdict(float)
+        self._last = (time.perf_counter(), time.thread_time())  # when the step before ended
+
+    def wrap(self, owner: Any, method: str) -> None:
+        inner: Callable[..., Any] = getattr(owner, method)
+
+        def timed(*arguments: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return inner(*arguments)
+            finally:
+                self._open[method] += (time.thread_time() - began) * 1e6
+
+        setattr(owner, method, timed)
+
+    def end_step(self, busy: float) -> None:
+        """`busy` is what the rank worked, in seconds."""
+        now, last = (time.perf_counter(), time.thread_time()), self._last
+        self._open["host"] = (now[0] - last[0] - busy) * 1e6
+        self._open["cpu"] = (now[1] - last[1]) * 1e6
+        self.steps.append(dict(self._open))
+        self._last = now
+        self._open.clear()
+
+
+class Bench:
+    """One engine with `num_sequences` decoding and `num_waiting` queued."""
+
+    def __init__(self, folder: Path, num_sequences: int, num_waiting: int, context: int, steps: int) -> None:
+        config = make_server_config(
+            tensor_parallel_size=1,
+            block_size=64,
+            max_model_len=context + steps + WARM_UP + PREFILL,
+            max_num_seqs=num_sequences,
+            max_num_batched_tokens=65536,
+            max_waiting=20_000,
+            rank_timeout=60.0,
+        )
+        self.num_sequences, self.num_waiting, self.context = num_sequences, num_waiting, context
+        self.steps, self.config = steps, config
+        self.run_directory = RunDirectory(folder)
+        write_config(config, self.run_directory.config)
+
+    async def run(self, profile: cProfile.Profile | None) -> list[dict[str, float]]:
+        context, watch = zmq.Context(), Stopwatch()
+        gateway = ApiGateway(context, self.run_directory)
+        gateway.open()
+        group = WorkerGroup(context, self.run_directory, self.config, lambda: None, RANK)
+        scheduler = Scheduler(self.config, await group.start(lambda detail: None), [2], 50_000)
+        loop = StepLoop(scheduler, group, gateway, Metrics(), MediaFiles(self.run_directory.media, 588))
+        self._add_requests(loop)
+        self._count_steps(loop, scheduler, group, watch, profile)
+        for owner, method in (
+            (scheduler, "schedule"),
+            (group, "send"),
+            (scheduler, "apply"),
+            (loop, "_publish"),
+        ):
+            watch.wrap(owner, method)
+        quieten_garbage_collector()
+        await loop.run()
+        gateway.close()
+        await group.stop()
+        context.term()
+        return watch.steps[-self.steps :]
+
+    def _add_requests(self, loop: StepLoop) -> None:
+        max_tokens = self.steps + WARM_UP + PREFILL
+        for index in range(self.num_sequences + self.num_waiting):
+            length = self.context if index < self.num_sequences else 16
+            prompt = [(index * 7919 + i) % 50_000 for i in range(length)]
+            sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+            loop.on_request(CLIENT, AddRequest(f"request-{index:06}", prompt, sampling, [], time.monotonic()))
+
+    def _count_steps(
+        self, loop: StepLoop, scheduler: Scheduler, group: WorkerGroup, watch: Stopwatch, profile: Any
+    ) -> None:
+        """Take the time of whole steps once everybody decodes; stop after enough of them."""
+        inner, counted = scheduler.apply, [0]
+
+        def apply(result: Any, now: float) -> None:
+            inner(result, now)
+            if len(result.tokens) < self.num_sequences or scheduler.num_running < self.num_sequences:
+                return
+            counted[0] += 1
+            watch.end_step(result.compute_seconds)
+            if counted[0] == WARM_UP and profile:
+                profile.enable()
+            if counted[0] == self.steps + WARM_UP:
+                if profile:
+                    profile.disable()
+                loop.stop()
+
+        scheduler.apply = apply  # type: ignore[method-assign]
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def report(num_sequences: int, num_waiting: int, steps: list[dict[str, float]]) -> None:
+    cells = [f"{num_sequences:9}", f"{num_waiting:8}"]
+    host = [step["host"] for step in steps]
+    cells += [f"{percentile(host, 0.5):8.0f}", f"{percentile(host, 0.99):8.0f}"]
+    for part in ("cpu", "schedule", "send", "apply", "_publish"):
+        cells.append(f"{percentile([step.get(part, 0.0) for step in steps], 0.5):9.0f}")
+    print(" ".join(cells), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sequences", default="1,16,64,256")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--context", type=int, default=8192)
+    parser.add_argument("--waiting", type=int, default=10_000, help="queue length of the last row")
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
+    counts = [int(count) for count in arguments.sequences.split(",")]
+    print("microseconds per step; medians except host p99")
+    print("sequences  waiting     host host p99       cpu  schedule      send     apply   publish")
+    for count, waiting in [*((count, 0) for count in counts), (counts[-1], arguments.waiting)]:
+        profile = cProfile.Profile() if arguments.profile else None
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(Path(folder), count, waiting, arguments.context, arguments.steps)
+            report(count, waiting, uvloop.run(bench.run(profile)))
+        if profile:
+            pstats.Stats(profile).sort_stats("tottime").print_stats(18)
+
+
+if __name__ == "__main__":
+    main()
