@@ -72,6 +72,6 @@ def make_weight(
 
 
 def allowed(dtype: str, expected: np.ndarray, num_terms: int = 1) -> float:
-    """Absolute error that rounding explains, for sums of `num_terms` products of about the size of the result."""
+    """Absolute error that rounding explains in sums of `num_terms` products as large as the result."""
     size = float(np.abs(expected).max()) if expected.size else 1.0
     return size * (2.0**-8 if dtype == "bfloat16" else 2.0**-20 * max(1.0, num_terms**0.5))

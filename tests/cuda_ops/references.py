@@ -72,7 +72,7 @@ def vision_rope(x: np.ndarray, row_col: np.ndarray, theta: float) -> np.ndarray:
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, first_position: int | None
 ) -> np.ndarray:
-    """q [n, nq, hd], k and v [length, nkv, hd] -> [n, nq, hd]; causal from `first_position`, or full if None."""
+    """q [n, nq, hd], k, v [length, nkv, hd] -> [n, nq, hd]; causal from `first_position`, full if None."""
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, axis=1).astype(np.float64), np.repeat(v, group, axis=1).astype(np.float64)
     scores = np.einsum("qhd,khd->hqk", q.astype(np.float64), k) * scale
