@@ -89,7 +89,6 @@ SCENARIOS = {
     function.__name__: function
     for function in (
         collectives,
-        bfloat16_sum,
         reduce_or_fail,
         different_calls,
         give_up,

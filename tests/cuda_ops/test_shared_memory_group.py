@@ -36,12 +36,18 @@ def run_ranks(
         for rank in range(world_size)
         if rank != absent
     ]
-    reports = []
-    for process in ranks:
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
-        reports.append(json.loads(out))
-    return reports
+    try:
+        return [report_of(process) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+
+
+def report_of(rank: subprocess.Popen[str]) -> Any:
+    out, err = rank.communicate(timeout=60)
+    assert rank.returncode == 0, err
+    return json.loads(out)
 
 
 @pytest.fixture(autouse=True)
