@@ -96,8 +96,8 @@ class Services:
 
     @property
     def model_name(self) -> str:
-        """What answers call the model: --served-model-name, else its folder's name."""
-        return self.config.served_model_name or self.folder_name
+        """What answers call the model: --served-model-name, else what was typed, else its folder's name."""
+        return self.config.served_model_name or self.config.display_name or self.folder_name
 
     def check_model(self, name: str | None) -> None:
         """RequestError 404 for another name than --served-model-name; without that flag any name is fine."""

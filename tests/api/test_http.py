@@ -146,6 +146,13 @@ async def test_only_the_served_name_is_known_when_one_is_set() -> None:
         assert [model["id"] for model in models["data"]] == ["ernie"]
 
 
+async def test_answers_name_the_model_as_it_was_typed() -> None:
+    async with running_api(say("ok"), display_name="octet-tiny") as api:
+        _, body, _ = await api.chat(model="anything")
+        _, models, _ = await api.get("/v1/models")
+    assert (body["model"], models["data"][0]["id"]) == ("octet-tiny", "octet-tiny")
+
+
 async def test_the_model_card_says_how_long_prompts_may_be() -> None:
     async with running_api(max_model_len=2048) as api, api.client() as client:
         [model] = [model async for model in client.models.list()]
