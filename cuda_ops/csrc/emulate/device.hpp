@@ -344,6 +344,12 @@ inline int __clz(int bits) {
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return unsigned(std::uint64_t(a) * b >> 32);
 }
+inline float __fmaf_rn(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
 inline float __fdividef(float a, float b) {
   return a / b;
 }

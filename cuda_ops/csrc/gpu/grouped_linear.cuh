@@ -249,10 +249,10 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int g
           ptx::mma(into, weights[p].a[1], {x[n].z, x[n].w});
         }
         if (Shape::kind == WeightKind::int4) {
-          sums[m][n][0] += low * part[0];
-          sums[m][n][1] += low * part[1];
-          sums[m][n][2] += high * part[2];
-          sums[m][n][3] += high * part[3];
+          sums[m][n][0] = __fmaf_rn(low, part[0], sums[m][n][0]);
+          sums[m][n][1] = __fmaf_rn(low, part[1], sums[m][n][1]);
+          sums[m][n][2] = __fmaf_rn(high, part[2], sums[m][n][2]);
+          sums[m][n][3] = __fmaf_rn(high, part[3], sums[m][n][3]);
         }
       }
     }

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include "../include/attention.h"
 #include "../include/norms.h"
 #include "../include/rope.h"
 #include "grouped_linear.h"
@@ -66,5 +67,26 @@ int64_t moe_workspace_bytes(int64_t m, int64_t h, int64_t top_k, int64_t max_wid
 Status moe_experts(Stream stream, const void* x, const int32_t* expert_ids, const float* expert_weights,
                    const PackedExperts* pools, int64_t num_pools, int64_t experts_per_pool, void* out,
                    int64_t m, int64_t h, int64_t top_k, void* workspace);
+
+// include/attention.h, bf16, caches of the paged kind. A sequence is short when its query tokens times the
+// query heads of a KV head are at most 16 (decode), else long. Its tasks:
+//   short   ceil(kv_len / 256)
+//   long    ceil(rows / 128) * ceil(kv_len / 4096), rows = query tokens * query heads of a KV head
+// The lists and the workspace are sized by the caller, who knows the batch or a bound of it; a captured
+// graph keeps its bound. A batch beyond it is the caller's mistake and is not checked on the device.
+struct AttentionLimits {
+  int64_t short_tasks, long_tasks;
+};
+int64_t paged_attention_workspace_bytes(int64_t short_tasks, int64_t long_tasks, int64_t num_sequences,
+                                        int64_t num_kv_heads, int64_t head_dim);
+// Lists the tasks, once per step: every layer's paged_attention of that batch reads them. m is the rows of q.
+Status plan_attention(Stream stream, const octet::cpu::PagedBatch& batch, int64_t m, int64_t num_heads,
+                      const octet::cpu::KvShape& kv, const AttentionLimits& limits, void* workspace);
+Status paged_attention(Stream stream, const void* q, const void* k_cache, const void* v_cache,
+                       const octet::cpu::PagedBatch& batch, float scale, void* out, int64_t m,
+                       int64_t num_heads, const octet::cpu::KvShape& kv, const AttentionLimits& limits,
+                       void* workspace);
+Status segment_attention(Stream stream, const void* qkv, const int32_t* segment_starts, int64_t num_segments,
+                         float scale, void* out, int64_t p, int64_t heads, int64_t head_dim);
 
 }  // namespace octet::gpu

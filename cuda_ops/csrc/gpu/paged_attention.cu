@@ -1,0 +1,501 @@
+// gpu/paged_attention.cu   Causal attention over the paged KV cache, decode and prefill in one family
+//
+//   out[i, h, :] = softmax(scale q[i, h, :] K^T) V over the first kv_len - num_queries + i + 1 keys of the
+//   query's sequence; query head h uses KV head h / (num_heads / num_kv_heads)
+//
+//   q [M, num_heads, head_dim] bf16   caches [num_blocks, num_kv_heads, block_size, head_dim] bf16
+//   out [M, num_heads * head_dim] bf16
+//
+//   bytes   2 * 2 head_dim per key, KV head and sequence: each key read once in decode, once per 128 rows in
+//           prefill   -> decode bandwidth bound, prefill tensor cores
+//   map     attention_plan.cuh. Decode: a warp per 256 keys streams tiles of 64 through a ring of two
+//           stages of its own, which runs on into its next task; the query heads of a KV head are the rows of
+//           one mma. Prefill: a block of 8 warps x 16 rows shares the tiles. Then partial results are merged,
+//           where there is more than one.
+//   needs   head_dim 32, 64 or 128, at most 16 query heads per KV head, caches 16-byte aligned, sm_80;
+//           lists large enough for the batch (AttentionLimits). Slots past kv_len may hold NaN; sequences
+//           may be empty; rows of no sequence and of sequences without keys become zeros.
+//   order   attention.cuh inside a segment, attention_plan.cuh above it: depends on the row and its keys
+//   alone source  Dao 2023, arXiv:2307.08691 (running softmax); Dao et al. 2023, Flash-Decoding (cut along
+//   keys);
+//           Kwon et al. 2023, arXiv:2309.06180 (paged KV)         twin  cpu/paged_attention.cc
+//   speed   not yet measured
+
+#include <algorithm>
+
+#include "attention.cuh"
+#include "attention_plan.cuh"
+
+namespace octet::gpu {
+namespace {
+
+constexpr int kPlanThreads = 256, kPrefillThreads = kLongRows * 2, kMergeThreads = 256;
+constexpr int kStages = 2;
+
+// ---- the lists of tasks ----
+
+// The block's running sum before this thread; `total` is the whole.
+__device__ int sum_before(int value, int& total) {
+  OCTET_SHARED(int, warps, kPlanThreads / 32);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int inclusive = value;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, inclusive, step);
+    if (lane >= step) inclusive += before;
+  }
+  __syncthreads();
+  if (lane == 31) warps[warp] = inclusive;
+  __syncthreads();
+  int before = inclusive - value;
+  total = 0;
+  for (int w = 0; w < kPlanThreads / 32; ++w) {
+    if (w < warp) before += warps[w];
+    total += warps[w];
+  }
+  return before;
+}
+
+__global__ void __launch_bounds__(kPlanThreads) plan_kernel(AttentionShape shape, AttentionPlan plan) {
+  int done[2] = {0, 0};
+  for (int first = 0; first < shape.num_sequences; first += kPlanThreads) {
+    const int sequence = first + threadIdx.x;
+    int counts[2] = {0, 0};
+    if (sequence < shape.num_sequences) {
+      const SequenceWork work(shape, sequence);
+      counts[0] = work.short_tasks();
+      counts[1] = work.long_tasks();
+    }
+#pragma unroll
+    for (int kind = 0; kind < 2; ++kind) {
+      int total;
+      const int begin = done[kind] + sum_before(counts[kind], total);
+      if (counts[kind]) plan.first_tasks[sequence] = begin;
+      for (int i = 0; i < counts[kind]; ++i) plan.tasks[kind][begin + i] = {sequence, i};
+      done[kind] += total;
+    }
+  }
+  if (threadIdx.x == 0) {
+    plan.num_tasks[0] = done[0];
+    plan.num_tasks[1] = done[1];
+  }
+}
+
+// ---- keys and values into shared memory ----
+
+// Where the key at a position lies: its row in the cache, counted in head_dim elements.
+__device__ __forceinline__ int64_t cache_row(const AttentionShape& s, int sequence, int kv_head,
+                                             int position) {
+  const int64_t block = s.block_tables[int64_t(sequence) * s.max_blocks + position / s.block_size];
+  return (block * s.num_kv_heads + kv_head) * s.block_size + position % s.block_size;
+}
+
+// Starts copying keys [first, first + 64) and their values, zeros from `end` on, with `threads` threads.
+template <int head_dim, int threads>
+__device__ __forceinline__ void load_tile(const AttentionShape& s, const bf16* k_cache, const bf16* v_cache,
+                                          int sequence, int kv_head, int first, int end,
+                                          unsigned char* stage) {
+  using Layout = TileLayout<head_dim>;
+  const int thread = threadIdx.x % threads;
+  constexpr int rows_at_once = threads / Layout::pieces;
+  const int piece = thread % Layout::pieces;
+#pragma unroll 4
+  for (int row = thread / Layout::pieces; row < kTile; row += rows_at_once) {
+    const bool exists = first + row < end;
+    const int64_t at = exists ? cache_row(s, sequence, kv_head, first + row) * head_dim + piece * 8 : 0;
+    ptx::copy_async_16(stage + Layout::key(row, piece), k_cache + at, exists);
+    ptx::copy_async_16(stage + Layout::bytes + Layout::value(row, piece), v_cache + at, exists);
+  }
+}
+
+__device__ __forceinline__ const bf16* query_row(const AttentionShape& s, const SequenceWork& work,
+                                                 const bf16* q, int kv_head, int row, int head_dim) {
+  if (row >= work.num_rows) return nullptr;
+  const int group = s.heads_per_kv();
+  const int64_t token = work.first_query + row / group;
+  return q + (token * s.num_heads + kv_head * group + row % group) * head_dim;
+}
+
+// ---- results ----
+
+// One row's share of a lane: columns 8 n + 2 t and the next. `row` of the whole sequence, `part_row` of the
+// task.
+template <int head_dim>
+__device__ __forceinline__ void store_result(const AttentionShape& s, const SequenceWork& work, bool is_whole,
+                                             int kv_head, int row, const float (&out)[head_dim / 8][2],
+                                             float sum, float largest, float* partial, bf16* result) {
+  const int t = threadIdx.x % 4;
+  if (row >= work.num_rows) return;
+  if (is_whole) {
+    const int group = s.heads_per_kv();
+    const int64_t token = work.first_query + row / group;
+    bf16* to = result + (token * s.num_heads + kv_head * group + row % group) * head_dim;
+    const float inverse = 1.0f / sum;
+#pragma unroll
+    for (int n = 0; n < head_dim / 8; ++n) {
+      *reinterpret_cast<uint32_t*>(to + n * 8 + t * 2) =
+          pack_bf16x2(out[n][0] * inverse, out[n][1] * inverse);
+    }
+    return;
+  }
+#pragma unroll
+  for (int n = 0; n < head_dim / 8; ++n) {
+    *reinterpret_cast<float2*>(partial + n * 8 + t * 2) = make_float2(out[n][0], out[n][1]);
+  }
+  if (t == 0) *reinterpret_cast<float2*>(partial + head_dim) = make_float2(sum, largest);
+}
+
+template <int head_dim>
+__device__ __forceinline__ void row_of(const Running<head_dim>& run, int r, float (&out)[head_dim / 8][2]) {
+#pragma unroll
+  for (int n = 0; n < head_dim / 8; ++n) {
+    out[n][0] = run.out[n][r * 2];
+    out[n][1] = run.out[n][r * 2 + 1];
+  }
+}
+
+// ---- decode: a warp per segment ----
+
+// A walk over the tiles of this warp's tasks: tasks first, first + step, ...
+struct TileWalk {
+  const AttentionShape& shape;
+  const AttentionPlan& plan;
+  int index, step, end;  // tasks x KV heads
+  int task = 0, kv_head = 0, sequence = 0, segment = 0, position = 0, limit = 0;
+
+  __device__ TileWalk(const AttentionShape& shape, const AttentionPlan& plan)
+      : shape(shape), plan(plan), index(blockIdx.x), step(gridDim.x) {
+    end = plan.num_tasks[0] * shape.num_kv_heads;
+    open();
+  }
+  __device__ bool is_done() const { return index >= end; }
+  __device__ bool is_last_tile() const { return position + kTile >= limit; }
+  __device__ void advance() {
+    position += kTile;
+    if (position < limit) return;
+    index += step;
+    open();
+  }
+
+ private:
+  __device__ void open() {
+    if (is_done()) return;
+    task = index / shape.num_kv_heads;
+    kv_head = index % shape.num_kv_heads;
+    sequence = plan.tasks[0][task].sequence;
+    segment = plan.tasks[0][task].part;
+    position = segment * kSegment;
+    limit = min(position + kSegment, shape.kv_lens[sequence]);
+  }
+};
+
+template <int head_dim>
+__global__ void __launch_bounds__(32)
+    decode_kernel(const AttentionShape shape, const AttentionPlan plan, const bf16* q, const bf16* k_cache,
+                  const bf16* v_cache, bf16* out) {
+  using Layout = TileLayout<head_dim>;
+  unsigned char* stages = dynamic_shared();
+  const int g = threadIdx.x / 4;
+  TileWalk ahead(shape, plan), walk(shape, plan);
+  int fill = 0, slot = 0;
+  const auto load_next = [&] {
+    if (!ahead.is_done()) {
+      load_tile<head_dim, 32>(shape, k_cache, v_cache, ahead.sequence, ahead.kv_head, ahead.position,
+                              ahead.limit, stages + fill * 2 * Layout::bytes);
+      fill = (fill + 1) % kStages;
+      ahead.advance();
+    }
+    ptx::copy_async_commit();
+  };
+  load_next();
+  while (!walk.is_done()) {
+    const SequenceWork work(shape, walk.sequence);
+    const int group = shape.heads_per_kv();
+    Queries<head_dim> queries;
+    queries.load(query_row(shape, work, q, walk.kv_head, g, head_dim),
+                 query_row(shape, work, q, walk.kv_head, g + 8, head_dim));
+    const int visible[2] = {work.visible(g, group), work.visible(g + 8, group)};
+    const bool is_whole = work.num_segments() == 1;
+    float* partial = partial_row<head_dim>(plan, false, walk.task, walk.kv_head, shape.num_kv_heads, g);
+    const int kv_head = walk.kv_head;
+    Running<head_dim> run;
+    for (bool is_last = false; !is_last; walk.advance()) {
+      is_last = walk.is_last_tile();
+      load_next();
+      ptx::copy_async_wait<kStages - 1>();
+      __syncwarp();  // the whole warp's copies have landed
+      const unsigned char* stage = stages + slot * 2 * Layout::bytes;
+      const int seen[2] = {visible[0] - walk.position, visible[1] - walk.position};
+      attend_tile(queries, stage, stage + Layout::bytes, seen, shape.scale_log2, run);
+      __syncwarp();  // the whole warp has read the slot that is filled next
+      slot = (slot + 1) % kStages;
+    }
+    run.finish();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float row[head_dim / 8][2];
+      row_of(run, r, row);
+      store_result<head_dim>(shape, work, is_whole, kv_head, g + r * 8, row, run.sum[r], run.largest[r],
+                             partial + r * 8 * (head_dim + 2), out);
+    }
+  }
+}
+
+// ---- prefill: a block per 128 rows and span ----
+
+// The running totals of a lane's two rows in shared memory: only the lane itself reads them.
+template <int head_dim>
+struct SpanTotal {
+  float4* out;  // [head_dim / 8][32] of the warp, this lane's column
+  float sum[2] = {0, 0};
+  float largest[2] = {-INFINITY, -INFINITY};
+
+  __device__ void merge(Running<head_dim>& run, bool is_first) {
+    run.finish();
+    const Merge low(largest[0], run.largest[0]), high(largest[1], run.largest[1]);
+    sum[0] = low(sum[0], run.sum[0]);
+    sum[1] = high(sum[1], run.sum[1]);
+    largest[0] = low.largest;
+    largest[1] = high.largest;
+#pragma unroll
+    for (int n = 0; n < head_dim / 8; ++n) {
+      const float4 before = is_first ? make_float4(0, 0, 0, 0) : out[n * 32];
+      const float (&now)[4] = run.out[n];
+      out[n * 32] = make_float4(low(before.x, now[0]), low(before.y, now[1]), high(before.z, now[2]),
+                                high(before.w, now[3]));
+    }
+  }
+  __device__ void row_of(int r, float (&row)[head_dim / 8][2]) const {
+#pragma unroll
+    for (int n = 0; n < head_dim / 8; ++n) {
+      const float4 v = out[n * 32];
+      row[n][0] = r ? v.z : v.x;
+      row[n][1] = r ? v.w : v.y;
+    }
+  }
+};
+
+template <int head_dim>
+__global__ void __launch_bounds__(kPrefillThreads)
+    prefill_kernel(const AttentionShape shape, const AttentionPlan plan, const bf16* q, const bf16* k_cache,
+                   const bf16* v_cache, bf16* out) {
+  using Layout = TileLayout<head_dim>;
+  unsigned char* stages = dynamic_shared();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, group = shape.heads_per_kv();
+  auto* totals =
+      reinterpret_cast<float4*>(stages + kStages * 2 * Layout::bytes) + warp * head_dim / 8 * 32 + lane;
+  const int num_tasks = plan.num_tasks[1] * shape.num_kv_heads;
+  for (int index = blockIdx.x; index < num_tasks; index += gridDim.x) {
+    const int task = index / shape.num_kv_heads, kv_head = index % shape.num_kv_heads;
+    const AttentionTask what = plan.tasks[1][task];
+    const SequenceWork work(shape, what.sequence);
+    const int spans = work.num_spans(), first_row = what.part / spans * kLongRows;
+    const int begin = what.part % spans * kSpan, row = first_row + warp * 16 + g;
+    const int last_row = min(first_row + kLongRows, work.num_rows) - 1;
+    const int end = min(begin + kSpan, work.visible(last_row, group));  // nobody here sees more
+    const int visible[2] = {work.visible(row, group), work.visible(row + 8, group)};
+    const int warp_end = work.visible(min(first_row + warp * 16 + 15, last_row), group);
+
+    Queries<head_dim> queries;
+    queries.load(query_row(shape, work, q, kv_head, row, head_dim),
+                 query_row(shape, work, q, kv_head, row + 8, head_dim));
+    SpanTotal<head_dim> total{totals};
+    Running<head_dim> run;
+    bool is_first = true;
+    __syncthreads();  // the stages of the task before have been read
+    if (begin < end) {
+      load_tile<head_dim, kPrefillThreads>(shape, k_cache, v_cache, what.sequence, kv_head, begin, end,
+                                           stages);
+    }
+    ptx::copy_async_commit();
+    for (int position = begin; position < end; position += kTile) {
+      ptx::copy_async_wait<0>();
+      __syncthreads();  // this tile has landed, and the other stage has been read
+      const int slot = (position - begin) / kTile % kStages;
+      if (position + kTile < end) {
+        load_tile<head_dim, kPrefillThreads>(shape, k_cache, v_cache, what.sequence, kv_head,
+                                             position + kTile, end, stages + (1 - slot) * 2 * Layout::bytes);
+      }
+      ptx::copy_async_commit();
+      if (position < warp_end) {
+        const unsigned char* stage = stages + slot * 2 * Layout::bytes;
+        const int seen[2] = {visible[0] - position, visible[1] - position};
+        attend_tile(queries, stage, stage + Layout::bytes, seen, shape.scale_log2, run);
+      }
+      const bool ends_segment = (position + kTile) % kSegment == 0 || position + kTile >= end;
+      if (ends_segment) {
+        total.merge(run, is_first);
+        is_first = false;
+        run = Running<head_dim>();
+      }
+    }
+    if (is_first) total.merge(run, true);  // a span that none of these rows reaches
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float values[head_dim / 8][2];
+      total.row_of(r, values);
+      float* partial =
+          partial_row<head_dim>(plan, true, task, kv_head, shape.num_kv_heads, warp * 16 + g + r * 8);
+      store_result<head_dim>(shape, work, spans == 1, kv_head, row + r * 8, values, total.sum[r],
+                             total.largest[r], partial, out);
+    }
+  }
+}
+
+// ---- merging ----
+
+// The sequence a query token belongs to, or -1.
+__device__ int sequence_of(const AttentionShape& s, int token) {
+  if (token >= s.query_starts[s.num_sequences]) return -1;
+  int low = 0, high = s.num_sequences - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (s.query_starts[middle] <= token) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+// A block per query token and head: warps merge a span each, then the spans are merged ascending. A span of a
+// short sequence is up to 16 partial results, one of a long sequence is one.
+template <int head_dim>
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_kernel(const AttentionShape shape, const AttentionPlan plan, bf16* out) {
+  constexpr int warps = kMergeThreads / 32, columns = head_dim / 32;  // per lane
+  OCTET_SHARED(float, spans, warps*(head_dim + 2));
+  const int token = blockIdx.x, head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  bf16* to = out + (int64_t(token) * shape.num_heads + head) * head_dim;
+  const int sequence = sequence_of(shape, token);
+  if (sequence < 0 || SequenceWork(shape, sequence).is_idle()) {
+    for (int i = threadIdx.x; i < head_dim; i += kMergeThreads) store_one(to + i, 0);
+    return;
+  }
+  const SequenceWork work(shape, sequence);
+  const bool is_long = !work.is_short();
+  const int num_spans = work.num_spans(), num_parts = is_long ? num_spans : work.num_segments();
+  if (num_parts == 1) return;  // written whole
+  const int group = shape.heads_per_kv(), kv_head = head / group;
+  const int row = (token - work.first_query) * group + head % group;
+  const int first = plan.first_tasks[sequence] + (is_long ? row / kLongRows * num_spans : 0);
+  const int parts_per_span = is_long ? 1 : kSegmentsPerSpan;
+
+  float total[columns] = {}, total_sum = 0, total_largest = -INFINITY;
+  for (int turn = 0; turn < num_spans; turn += warps) {
+    const int begin = (turn + warp) * parts_per_span, end = min(begin + parts_per_span, num_parts);
+    float value[columns] = {}, sum = 0, largest = -INFINITY;
+#pragma unroll 4
+    for (int part = begin; part < end; ++part) {
+      const float* from = partial_row<head_dim>(plan, is_long, first + part, kv_head, shape.num_kv_heads,
+                                                is_long ? row % kLongRows : row);
+      if (is_long) {
+        sum = from[head_dim];
+        largest = from[head_dim + 1];
+        for (int c = 0; c < columns; ++c) value[c] = from[c * 32 + lane];
+      } else {
+        const Merge merge(largest, from[head_dim + 1]);
+        sum = merge(sum, from[head_dim]);
+        for (int c = 0; c < columns; ++c) value[c] = merge(value[c], from[c * 32 + lane]);
+        largest = merge.largest;
+      }
+    }
+    float* mine = spans + warp * (head_dim + 2);
+    for (int c = 0; c < columns; ++c) mine[c * 32 + lane] = value[c];
+    if (lane == 0) {
+      mine[head_dim] = sum;
+      mine[head_dim + 1] = largest;
+    }
+    __syncthreads();
+    if (warp == 0) {
+      for (int span = 0; span < min(warps, num_spans - turn); ++span) {
+        const float* from = spans + span * (head_dim + 2);
+        const Merge merge(total_largest, from[head_dim + 1]);
+        total_sum = merge(total_sum, from[head_dim]);
+        for (int c = 0; c < columns; ++c) total[c] = merge(total[c], from[c * 32 + lane]);
+        total_largest = merge.largest;
+      }
+    }
+    __syncthreads();
+  }
+  if (warp != 0) return;
+  const float inverse = 1.0f / total_sum;
+  for (int c = 0; c < columns; ++c) store_one(to + c * 32 + lane, total[c] * inverse);
+}
+
+// ---- launching ----
+
+AttentionShape shape_of(const octet::cpu::PagedBatch& batch, float scale, int64_t m, int64_t num_heads,
+                        const octet::cpu::KvShape& kv) {
+  return {batch.block_tables,       batch.query_starts,    batch.kv_lens,
+          int(batch.num_sequences), int(batch.max_blocks), int(m),
+          int(num_heads),           int(kv.num_kv_heads),  int(kv.block_size),
+          scale * 1.44269504f};
+}
+
+template <int head_dim>
+Status launch_attention(Stream stream, const AttentionShape& shape, const AttentionPlan& plan,
+                        const AttentionLimits& limits, const bf16* q, const bf16* k_cache,
+                        const bf16* v_cache, bf16* out) {
+  constexpr int64_t stages = kStages * 2 * TileLayout<head_dim>::bytes;
+  constexpr int64_t totals = int64_t(kLongRows) * head_dim * 4;
+  const int64_t multiprocessors = num_multiprocessors();
+  if (limits.short_tasks > 0) {
+    const dim3 grid(unsigned(std::min(limits.short_tasks * shape.num_kv_heads, multiprocessors * 3)));
+    if (Status status = launch({"decode_attention", grid, 32, stages, stream}, decode_kernel<head_dim>, shape,
+                               plan, q, k_cache, v_cache, out)) {
+      return status;
+    }
+  }
+  if (limits.long_tasks > 0) {
+    const dim3 grid(unsigned(std::min(limits.long_tasks * shape.num_kv_heads, multiprocessors)));
+    if (Status status = launch({"prefill_attention", grid, kPrefillThreads, stages + totals, stream},
+                               prefill_kernel<head_dim>, shape, plan, q, k_cache, v_cache, out)) {
+      return status;
+    }
+  }
+  const dim3 grid{unsigned(shape.num_queries), unsigned(shape.num_heads)};
+  return launch({"merge_attention", grid, kMergeThreads, 0, stream}, merge_kernel<head_dim>, shape, plan,
+                out);
+}
+
+}  // namespace
+
+int64_t paged_attention_workspace_bytes(int64_t short_tasks, int64_t long_tasks, int64_t num_sequences,
+                                        int64_t num_kv_heads, int64_t head_dim) {
+  return AttentionWorkspace({short_tasks, long_tasks}, num_sequences, num_kv_heads, head_dim).size;
+}
+
+Status plan_attention(Stream stream, const octet::cpu::PagedBatch& batch, int64_t m, int64_t num_heads,
+                      const octet::cpu::KvShape& kv, const AttentionLimits& limits, void* workspace) {
+  const AttentionWorkspace layout(limits, batch.num_sequences, kv.num_kv_heads, kv.head_dim);
+  return launch({"plan_attention", 1, kPlanThreads, 0, stream}, plan_kernel,
+                shape_of(batch, 0, m, num_heads, kv), layout.at(workspace));
+}
+
+Status paged_attention(Stream stream, const void* q, const void* k_cache, const void* v_cache,
+                       const octet::cpu::PagedBatch& batch, float scale, void* out, int64_t m,
+                       int64_t num_heads, const octet::cpu::KvShape& kv, const AttentionLimits& limits,
+                       void* workspace) {
+  if (num_heads % kv.num_kv_heads != 0) return "num_heads must be a multiple of num_kv_heads";
+  if (num_heads / kv.num_kv_heads > kShortRows) return "a KV head may serve at most 16 query heads";
+  if (m == 0) return nullptr;
+  const AttentionWorkspace layout(limits, batch.num_sequences, kv.num_kv_heads, kv.head_dim);
+  const auto run = [&](auto launcher) {
+    return launcher(stream, shape_of(batch, scale, m, num_heads, kv), layout.at(workspace), limits,
+                    static_cast<const bf16*>(q), static_cast<const bf16*>(k_cache),
+                    static_cast<const bf16*>(v_cache), static_cast<bf16*>(out));
+  };
+  switch (kv.head_dim) {
+    case 32:
+      return run(launch_attention<32>);
+    case 64:
+      return run(launch_attention<64>);
+    case 128:
+      return run(launch_attention<128>);
+  }
+  return "head_dim must be 32, 64 or 128";
+}
+
+}  // namespace octet::gpu
