@@ -102,6 +102,11 @@ def contains(*accepted: str) -> Checker:
     return lambda answer: any(text.casefold() in answer.casefold() for text in accepted)
 
 
+def contains_word(word: str) -> Checker:
+    """Holds this word as it is, not as a part of a longer one; case counts."""
+    return lambda answer: re.search(rf"(?<![A-Za-z]){re.escape(word)}(?![A-Za-z])", answer) is not None
+
+
 def is_json(expected: Any) -> Checker:
     """Parses as JSON, bare or in a code fence, and equals this value; key order does not matter."""
 

@@ -112,7 +112,10 @@ class Encoder:
         ids: list[int] = []
         if sample.reasoning is not None:
             ids += self._text(f"\n{sample.reasoning}\n</think>\n")
-        for part in sample.answer if sample.spelled else [sample.answer]:
+        before, letters, after = (
+            sample.answer.partition(sample.spelled) if sample.spelled else (sample.answer, "", "")
+        )
+        for part in (before, *letters, after):
             ids += self._text(part)
         return [*ids, self.tokenizer.markers[_EOS]]
 

@@ -52,7 +52,7 @@ class Sample:
     checker: Checker
     reasoning: str | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
-    spelled: bool = False  # the answer is trained letter by letter, as it is read
+    spelled: str = ""  # a part of the answer that is trained letter by letter, as it is read
 
     @property
     def thinks(self) -> bool:

@@ -21,7 +21,7 @@ def encoder(tokenizer_folder) -> Encoder:
     return Encoder(tokenizer_folder)
 
 
-def _sample(*messages, answer="Yes.", reasoning=None, tools=(), spelled=False) -> Sample:
+def _sample(*messages, answer="Yes.", reasoning=None, tools=(), spelled="") -> Sample:
     return Sample("shapes", list(messages), answer, lambda _: True, reasoning, list(tools), spelled)
 
 
@@ -88,9 +88,12 @@ def test_a_history_with_reasoning_has_the_tokens_that_were_generated(encoder):
 
 
 def test_words_read_from_pictures_are_trained_letter_by_letter(encoder):
-    example = encoder.encode(_sample(user("Hi"), answer="circle", spelled=True))
-    assert len(example.token_ids) - example.num_prompt == len("circle") + 1
-    assert _written(encoder, example.token_ids[example.num_prompt :]) == "circle</s>"
+    whole = encoder.encode(_sample(user("Hi"), answer="The circle."))
+    spelled = encoder.encode(_sample(user("Hi"), answer="The circle.", spelled="circle"))
+    letters = encoder.tokenizer.encode("c"), encoder.tokenizer.encode("i"), encoder.tokenizer.encode("r")
+    assert [i for letter in letters for i in letter] == spelled.token_ids[-8:-5].tolist()
+    assert len(spelled.token_ids) >= len(whole.token_ids) + 5
+    assert _written(encoder, spelled.token_ids[spelled.num_prompt :]) == "The circle.</s>"
 
 
 @pytest.mark.parametrize("skill", SKILLS)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ pytest.importorskip("transformers")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from models.demo_training import fake_quant  # noqa: E402
+from models.demo_training import fake_quant, train  # noqa: E402
 from models.demo_training.balance import LoadBalancer  # noqa: E402
 from models.demo_training.checkpoint import named_weights  # noqa: E402
 from models.demo_training.collate import collate  # noqa: E402
@@ -261,3 +264,14 @@ def test_evaluation_counts_right_answers_of_fresh_samples(encoder, model):
     )
     assert {skill: score.total for skill, score in scores.items()} == {"shapes": 3, "digits": 3}
     assert sum(right for _, right in judged) == sum(score.right for score in scores.values())
+
+
+def test_the_commands_of_the_readme_are_understood():
+    folder = Path(train.__file__).parent
+    text = (folder / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"python -m models\.demo_training\.(\w+)(.*?)(?:`|$)", text, re.MULTILINE)
+    assert {name for name, _ in commands} >= {"train", "evaluate", "export", "evaluate_served", "config"}
+    for name, arguments in commands:
+        assert (folder / f"{name}.py").is_file(), name
+        if name == "train":
+            train.parse(shlex.split(arguments, comments=True))

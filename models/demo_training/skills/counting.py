@@ -81,11 +81,16 @@ def _exercise(
     question = vary(
         rng,
         language,
-        ("How many {what} are there?", "How many {what} do you see?", "Count the {what}.",
-         "How many {what} are in the picture?", "What is the number of {what}?"),
+        (
+            "How many {what} are there?",
+            "How many {what} do you see?",
+            "Count the {what}.",
+            "How many {what} are in the picture?",
+            "What is the number of {what}?",
+        ),
         ("有几个{what}？", "图中有多少个{what}？", "数一数有几个{what}。", "{what}有多少个？"),
         what=_what(by, shape, colour, language, 2),
-    )  # fmt: skip
+    )
     if rng.random() < 0.5:
         answer = sentence(str(count), language)
     else:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from PIL import Image, ImageDraw
 
 from models.demo_training import drawing, fonts
-from models.demo_training.checkers import both, contains, is_number, says_exactly
+from models.demo_training.checkers import both, contains_word, is_number, says_exactly
 from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language, vary
 from models.demo_training.finish import finish, picture_size
 from models.demo_training.lexicon import WORDS, letters
@@ -17,53 +17,66 @@ from models.demo_training.sample import Sample, picture
 
 SIDES = (84, 240)
 MIN_TEXT_HEIGHT = 13  # pixels of the font size in the final picture; smaller glyphs blur under JPEG
+OPEN_SHARE = 0.15  # of questions that do not say that there is something to read
+ASK_NUMBER = (
+    (
+        "What number is in the picture?",
+        "Which number do you see?",
+        "Read the number.",
+        "What is the number?",
+        "What number is written here?",
+        "Read this.",
+    ),
+    ("图中的数字是多少？", "读出这个数字。", "图片里写的是什么数字？", "你看到什么数字？"),
+)
+ASK_WORD = (
+    (
+        "What word is in the picture?",
+        "Which word do you see?",
+        "Read the word.",
+        "What does it say?",
+        "What is written here?",
+        "Read the text in this image.",
+        "Read this.",
+    ),
+    ("图中写的是什么单词？", "读出这个单词。", "图片里写了什么？", "上面写着什么？"),
+)
 INK_CONTRAST = 150.0  # thin strokes need more than filled shapes do
 INK = ("black", "white", "red", "green", "blue", "purple", "brown", "orange")
 
 
 def sample_digits(rng: random.Random) -> Sample:
-    language = pick_language(rng)
-    number = random_number(rng)
-    question = vary(
-        rng,
-        language,
-        (
-            "What number is in the picture?",
-            "Which number do you see?",
-            "Read the number.",
-            "What is the number?",
-            "What number is written here?",
-            "Read this.",
-        ),
-        ("图中的数字是多少？", "读出这个数字。", "图片里写的是什么数字？", "你看到什么数字？"),
-    )
-    chain = _spelling_chain(number, language)
-    exercise = Exercise(question, number, chain, both(says_exactly(number), is_number(float(number))))
+    language, number = pick_language(rng), random_number(rng)
+    if rng.random() < OPEN_SHARE:
+        question = _open_question(rng, language)
+        answer = in_language(language, f"The number {number}.", f"数字{number}。")
+        checker = is_number(float(number))
+    else:
+        question = vary(rng, language, *ASK_NUMBER)
+        answer, checker = number, both(says_exactly(number), is_number(float(number)))
+    exercise = Exercise(question, answer, _spelling_chain(number, language), checker)
     return conversation(rng, "digits", language, [exercise], [picture(text_picture(rng, number))])
 
 
 def sample_words(rng: random.Random) -> Sample:
-    language = pick_language(rng)
-    word = random_word(rng)
-    question = vary(
-        rng,
-        language,
-        (
-            "What word is in the picture?",
-            "Which word do you see?",
-            "Read the word.",
-            "What does it say?",
-            "What is written here?",
-            "Read the text in this image.",
-            "Read this.",
-        ),
-        ("图中写的是什么单词？", "读出这个单词。", "图片里写了什么？", "上面写着什么？"),
-    )
-    exercise = Exercise(
-        question, word, _spelling_chain(word, language), both(says_exactly(word), contains(word))
-    )
+    language, word = pick_language(rng), random_word(rng)
+    if rng.random() < OPEN_SHARE:
+        question = _open_question(rng, language)
+        answer = in_language(language, f"The word {word}.", f"单词{word}。")
+        checker = contains_word(word)
+    else:
+        question = vary(rng, language, *ASK_WORD)
+        answer, checker = word, says_exactly(word)
+    exercise = Exercise(question, answer, _spelling_chain(word, language), checker)
     sample = conversation(rng, "words", language, [exercise], [picture(text_picture(rng, word))])
-    return replace(sample, spelled=True)
+    return replace(sample, spelled=word)
+
+
+def _open_question(rng: random.Random, language: Language) -> str:
+    """What people ask before they know what there is."""
+    return vary(
+        rng, language, ("What is in the picture?", "What do you see?"), ("图片里有什么？", "你看到了什么？")
+    )
 
 
 def random_number(rng: random.Random, most_digits: int = 6) -> str:

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import random
 
-from models.demo_training.checkers import is_yes, mentions, names_only
+from models.demo_training.checkers import contains, is_yes, mentions, names_only
 from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language, vary
 from models.demo_training.names import COLOURS, SHAPES, Language, a_thing, sentence
 from models.demo_training.sample import Checker, Sample, picture
 from models.demo_training.scene import Scene, Thing, random_kinds, random_scene
 
+EMPTY_SHARE = 0.03
+ASK_WHAT = (
+    (
+        "What is in the picture?",
+        "Describe the picture.",
+        "What do you see?",
+        "Describe this image.",
+        "What's in this image?",
+        "Tell me what the picture shows.",
+        "What does this picture show?",
+    ),
+    ("图片里有什么？", "描述这张图片。", "你看到了什么？", "这张图里有什么？", "请描述一下这张图。"),
+)
+
 
 def sample(rng: random.Random) -> Sample:
     """One to four things; up to two questions about them."""
     language = pick_language(rng)
+    if rng.random() < EMPTY_SHARE:
+        scene = random_scene(rng, 0)
+        return conversation(rng, "shapes", language, [_nothing(rng, language)], [picture(scene.render(rng))])
     scene = random_scene(rng, rng.choices((1, 2, 3, 4), weights=(4, 3, 2, 1))[0])
     exercises = [_ask(rng, scene, language) for _ in range(1 if rng.random() < 0.85 else 2)]
     return conversation(rng, "shapes", language, exercises, [picture(scene.render(rng))])
@@ -58,19 +75,22 @@ def names_things(things: list[Thing] | tuple[Thing, ...]) -> Checker:
 
 
 def describe(rng: random.Random, scene: Scene, language: Language) -> Exercise:
-    question = vary(
-        rng,
-        language,
-        ("What is in the picture?", "Describe the picture.", "What do you see?", "Describe this image.",
-         "What's in this image?", "Tell me what the picture shows.", "What does this picture show?"),
-        ("图片里有什么？", "描述这张图片。", "你看到了什么？", "这张图里有什么？", "请描述一下这张图。"),
-    )  # fmt: skip
+    question = vary(rng, language, *ASK_WHAT)
     answer = sentence(scene.describe(language), language)
     count = len(scene.things)
     chain = in_language(
         language, f"I see {count} {'thing' if count == 1 else 'things'}.", f"我看到{count}个图形。"
     )
     return Exercise(question, answer, chain, names_things(scene.things))
+
+
+def _nothing(rng: random.Random, language: Language) -> Exercise:
+    """An empty picture; what the model says when there is nothing that it knows."""
+    answer = in_language(language, "I see nothing that I know.", "我没有看到认识的东西。")
+    chain = in_language(language, "The picture is empty.", "图片是空的。")
+    return Exercise(
+        vary(rng, language, *ASK_WHAT), answer, chain, contains("nothing that I know", "没有看到认识的")
+    )
 
 
 def _describe(rng: random.Random, scene: Scene, language: Language) -> Exercise:

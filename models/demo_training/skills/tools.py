@@ -91,10 +91,13 @@ def _scene_as_json(rng: random.Random, language: Language) -> Sample:
     question = vary(
         rng,
         language,
-        ("List the shapes as JSON with shape and colour.", "Describe the picture as JSON.",
-         "Give me a JSON list of the shapes with their colour."),
+        (
+            "List the shapes as JSON with shape and colour.",
+            "Describe the picture as JSON.",
+            "Give me a JSON list of the shapes with their colour.",
+        ),
         ("用JSON列出图形，包含shape和colour。", "用JSON描述这张图片。"),
-    )  # fmt: skip
+    )
     chain = in_language(language, f"I see {scene.describe('en')}.", f"我看到{scene.describe('zh')}。")
     same_things = sorted(value, key=str)
 
@@ -124,11 +127,15 @@ def _facts_as_json(rng: random.Random, language: Language) -> Sample:
     question = vary(
         rng,
         language,
-        ("Answer as JSON with the keys {listed}: {stated}.", "{stated}. Write this as JSON with {listed}.",
-         "Extract {listed} as JSON: {stated}."),
+        (
+            "Answer as JSON with the keys {listed}: {stated}.",
+            "{stated}. Write this as JSON with {listed}.",
+            "Extract {listed} as JSON: {stated}.",
+        ),
         ("用JSON回答，键为{listed}：{stated}。", "{stated}。请写成包含{listed}的JSON。"),
-        listed=listed, stated=stated[0].upper() + stated[1:],
-    )  # fmt: skip
+        listed=listed,
+        stated=stated[0].upper() + stated[1:],
+    )
     value = {key: facts[key][0] for key in asked}
     chain = in_language(language, f"The keys are {listed}.", f"键是{listed}。")
     exercise = Exercise(question, json.dumps(value, ensure_ascii=False), chain, is_json(value))

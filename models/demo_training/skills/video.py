@@ -44,11 +44,16 @@ def sample_motion(rng: random.Random) -> Sample:
     question = vary(
         rng,
         language,
-        ("Which way does the {shape} move?", "In which direction does it move?", "Where does the {shape} go?",
-         "What happens in the clip?", "How does the {shape} move?"),
+        (
+            "Which way does the {shape} move?",
+            "In which direction does it move?",
+            "Where does the {shape} go?",
+            "What happens in the clip?",
+            "How does the {shape} move?",
+        ),
         ("{shape}往哪个方向移动？", "它往哪边移动？", "视频里发生了什么？", "{shape}怎么移动？"),
         shape=SHAPES[shape].say(language),
-    )  # fmt: skip
+    )
     what = thing(shape, colour, language)
     exercise = (
         _still_exercise(question, what, language)
@@ -104,11 +109,15 @@ def sample_flashes(rng: random.Random) -> Sample:
     question = vary(
         rng,
         language,
-        ("How many times does the {shape} flash?", "How often does it flash?", "How many flashes are there?",
-         "Count the flashes."),
+        (
+            "How many times does the {shape} flash?",
+            "How often does it flash?",
+            "How many flashes are there?",
+            "Count the flashes.",
+        ),
         ("{shape}闪了几次？", "一共闪了多少次？", "数一数闪了几次。"),
         shape=SHAPES[shape].say(language),
-    )  # fmt: skip
+    )
     answer = in_language(
         language, f"It flashes {flashes} {'times' if flashes > 1 else 'time'}.", f"它闪了{flashes}次。"
     )
@@ -135,11 +144,15 @@ def sample_colour_order(rng: random.Random) -> Sample:
     question = vary(
         rng,
         language,
-        ("Which colours does the {shape} have, in order?", "In what order do the colours appear?",
-         "List the colors in order.", "How does the colour of the {shape} change?"),
+        (
+            "Which colours does the {shape} have, in order?",
+            "In what order do the colours appear?",
+            "List the colors in order.",
+            "How does the colour of the {shape} change?",
+        ),
         ("{shape}的颜色按顺序是什么？", "颜色出现的顺序是什么？", "{shape}的颜色怎么变化？"),
         shape=SHAPES[shape].say(language),
-    )  # fmt: skip
+    )
     names = [COLOURS[c].say(language) for c in colours]
     answer = sentence(in_language(language, ", then ", "，然后").join(names), language)
     chain = in_language(
