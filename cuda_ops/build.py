@@ -24,7 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+
+from cuda_ops.ffi import import_tvm_ffi
 
 SOURCE = Path(__file__).parent / "csrc"
 HEADERS = ("include", "common", "cpu")  # folders of csrc/
@@ -195,20 +198,16 @@ def _compiler_version(compiler: str) -> str:
 
 
 def _linked_against() -> tuple[str, ...]:
-    import tvm_ffi
-
-    return ("apache-tvm-ffi", str(tvm_ffi.__version__))
+    return ("apache-tvm-ffi", version("apache-tvm-ffi"))
 
 
 def _include_flags() -> list[str]:
-    from tvm_ffi import libinfo
-
+    libinfo = import_tvm_ffi().libinfo
     return [f"-isystem{path}" for path in (libinfo.find_include_path(), libinfo.find_dlpack_include_path())]
 
 
 def _link_flags() -> list[str]:
-    from tvm_ffi import libinfo
-
+    libinfo = import_tvm_ffi().libinfo
     library = Path(libinfo.find_libtvm_ffi())
     return [f"-L{library.parent}", f"-l:{library.name}", "-lpthread"]
 

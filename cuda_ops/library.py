@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from cuda_ops.ffi import import_tvm_ffi
+
 
 class Library:
     """Attributes are the exported functions of csrc/boundary."""
@@ -22,11 +24,9 @@ class Library:
 
 @cache
 def _module() -> Any:
-    import tvm_ffi
-
     from cuda_ops import build
 
-    return tvm_ffi.load_module(str(build.library_path()))
+    return import_tvm_ffi().load_module(str(build.library_path()))
 
 
 library = Library()

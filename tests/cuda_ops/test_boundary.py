@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import cuda_ops
 from tests.cuda_ops.builders import bf16, make_weight, unwritten
+
+ROOT = Path(__file__).parents[2]
 
 
 def ones(*shape: int) -> np.ndarray:
@@ -96,3 +102,39 @@ def test_weight_reports_its_size_in_every_format(rand):
     for kind, num_bytes in sizes.items():
         weight, _ = make_weight(rand, kind, 6, 32, 16)
         assert (weight.out_features, weight.in_features, weight.num_bytes) == (6, 32, num_bytes), kind
+
+
+def test_the_first_op_imports_no_framework():
+    script = """
+import sys
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import cuda_ops
+assert "tvm_ffi" not in sys.modules, "importing cuda_ops must stay cheap"
+cuda_ops.cast(np.ones(3, np.float32), np.ones(3, np.float32))
+print(sorted({"torch", "paddle"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_torch_tensors_are_accepted_when_torch_comes_later():
+    pytest.importorskip("torch")
+    script = """
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import cuda_ops
+cuda_ops.cast(np.ones(3, np.float32), np.ones(3, np.float32))
+import torch
+out = torch.zeros(3, dtype=torch.bfloat16)
+cuda_ops.cast(torch.tensor([1.0, 2.0, 3.0]), out)
+print(out.tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[1.0, 2.0, 3.0]", done.stderr
