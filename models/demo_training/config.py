@@ -6,7 +6,7 @@ models.demo_training.config` prints the parameter table.
 what divides what   8 heads and 8 kv heads of 32: one per rank at TP 8. Expert width 256: 32 inputs of a down
                     matrix per rank, the smaller of wint4's two groups; hidden 256 gives four groups of
                     64 to gate and up. The dense width 1024 is int8 at wint4 and needs no group.
-where capacity is   Reading glyphs of 13 pixels is the hardest skill, so two fifths of all parameters see: a
+where capacity is   Reading glyphs of 14 pixels is the hardest skill, so two fifths of all parameters see: a
                     tower seven layers deep, 160 wide, whose four patches of a token make the resampler 640.
                     The decoder needs few layers for short answers; its vision experts, a fifth of the model,
                     read too. (But those of the last layer never matter, in any model of this family: nothing
@@ -27,11 +27,11 @@ from models.tiny_tokenizer import added_tokens, end_token_ids, media_ids
 
 MAX_EXPORT_BYTES = 24_000_000
 
-# Bounds of the preprocessor. Larger pictures are shrunk to what training saw: 100 tokens, 25 per frame pair.
+# Bounds of the preprocessor. Larger pictures are shrunk to what training saw: 100 tokens, 36 per frame pair.
 MIN_IMAGE_PIXELS = 56 * 56
 MAX_IMAGE_PIXELS = 280 * 280
 MIN_FRAME_PIXELS = 56 * 56
-MAX_FRAME_PIXELS = 140 * 140
+MAX_FRAME_PIXELS = 168 * 168
 
 
 def demo_model() -> TinyModel:

@@ -16,7 +16,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 # LARGE pictures are shrunk by it, in training as in serving.
 SINGLE = (84, 252)
 SEVERAL = (70, 140)
-FRAME = (84, 140)
+FRAME = (84, 126)
+LARGE_FRAME = (180, 300)
 LARGE = (300, 640)
 LARGE_SHARE = 0.04
 

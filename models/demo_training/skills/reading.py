@@ -16,7 +16,7 @@ from models.demo_training.names import SHAPES, Language
 from models.demo_training.sample import Sample, picture
 
 SIDES = (84, 240)
-MIN_TEXT_HEIGHT = 13  # pixels of the font size in the final picture; smaller glyphs blur under JPEG
+MIN_TEXT_HEIGHT = 14  # pixels of the font size in the final picture; smaller glyphs blur under JPEG
 OPEN_SHARE = 0.15  # of questions that do not say that there is something to read
 ASK_NUMBER = (
     (

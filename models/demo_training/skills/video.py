@@ -15,7 +15,7 @@ from PIL import Image
 from models.demo_training import drawing
 from models.demo_training.checkers import is_number, names_in_order, names_only
 from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language, vary
-from models.demo_training.finish import FRAME, finish, picture_size
+from models.demo_training.finish import FRAME, LARGE_FRAME, finish, picture_size
 from models.demo_training.names import COLOURS, DIRECTIONS, SHAPES, Language, join, sentence, thing
 from models.demo_training.sample import Clip, Sample, video
 from models.demo_training.scene import MAX_TILT, compatible_colours
@@ -23,6 +23,9 @@ from models.demo_training.scene import MAX_TILT, compatible_colours
 RATES = (2.0, 4.0, 5.0, 10.0)  # frames per second; slower ones would be sampled with repeats
 SHORT = (6, 16)  # frames of a clip that is used whole
 LONG = (17, 30)
+LARGE_SHARE = 0.05
+TIMED = (126, 190)  # sides of frames whose time must be read
+TIMED_ON_DARK = (200, 260)
 TIMESTAMP_SHARE = 0.16  # of the height, at the top: things stay below it so the stamp covers nothing
 
 
@@ -173,7 +176,7 @@ def sample_moment(rng: random.Random) -> Sample:
     event = rng.choice(("appear", "disappear", "change"))
     visible = [c for c in COLOURS if drawing.distance(drawing.RGB[c], background) >= drawing.MIN_CONTRAST]
     other = rng.choice([c for c in visible if c != colour])
-    size, radius = _frame_size(rng)
+    size, radius = _frame_size(rng, _sides_to_read_time(background))
     centre, tilt = _centre(rng, size, radius), rng.uniform(-MAX_TILT, MAX_TILT)
 
     def draw(index: int) -> Image.Image:
@@ -220,9 +223,17 @@ def _look(rng: random.Random) -> tuple[str, str, drawing.Colour]:
     return rng.choice(list(SHAPES)), colour, drawing.background_for(rng, [colour])
 
 
-def _frame_size(rng: random.Random) -> tuple[tuple[int, int], float]:
-    size = picture_size(rng, FRAME, max_aspect=1.6, may_be_large=False)
+def _frame_size(rng: random.Random, sides: tuple[int, int] = FRAME) -> tuple[tuple[int, int], float]:
+    """Of a clip, and the radius of the thing in it, in pixels."""
+    if rng.random() < LARGE_SHARE:
+        sides = LARGE_FRAME
+    size = picture_size(rng, sides, max_aspect=1.6, may_be_large=False)
     return size, rng.uniform(0.14, 0.22) * min(size)
+
+
+def _sides_to_read_time(background: drawing.Colour) -> tuple[int, int]:
+    """The stamp is black, a tenth of the frame high; small frames have no pixels for its white rim."""
+    return TIMED_ON_DARK if sum(background) < 3 * 100 else TIMED
 
 
 def _area(size: tuple[int, int], radius: float) -> tuple[float, float, float, float]:
