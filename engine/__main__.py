@@ -21,7 +21,7 @@ from engine.model_config import read_model_config
 from engine.model_source import resolve_model
 from engine.process import configure_logging
 from engine.progress import seconds_since
-from engine.run_directory import OwnedRunDirectory
+from engine.run_directory import SHARED_MEMORY, OwnedRunDirectory
 from engine.settle import settle
 from engine.supervisor import supervise
 
@@ -69,6 +69,8 @@ def find_model(config: ServerConfig) -> ServerConfig:
 
 def _serve(config: ServerConfig, began: float) -> int:
     with OwnedRunDirectory() as run:
+        if run.root.parent != SHARED_MEMORY:
+            log.info("%s has little room; shared files lie in %s", SHARED_MEMORY, run.root.parent)
         config = msgspec.structs.replace(config, run_directory=str(run.root))
         write_config(config, run.config)
         return supervise(config, run, began)

@@ -121,8 +121,8 @@ class StepLoop:
 
     def on_client_left(self, client: Client) -> None:
         """Nobody reads the outputs any more: stop making them."""
-        log.warning("%s left; its requests are aborted", client.decode(errors="replace"))
-        self._scheduler.abort_client(client)
+        if num_aborted := self._scheduler.abort_client(client):
+            log.warning("%s left; %d requests are aborted", client.decode(errors="replace"), num_aborted)
         self.wake()
 
     def _add(self, client: Client, request: AddRequest) -> None:

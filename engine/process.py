@@ -54,11 +54,16 @@ def adopt_orphans() -> None:
 def configure_logging(name: str, level: int = logging.INFO) -> None:
     """One readable line per record on stderr: time, process, level, text. Libraries speak from WARNING up."""
     handler = logging.StreamHandler(sys.stderr)
-    line = f"%(asctime)s {name:<8} %(levelname)-7s %(message)s"
+    line = f"{clear_line()}%(asctime)s {name:<8} %(levelname)-7s %(message)s"
     handler.setFormatter(logging.Formatter(line, datefmt="%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for logger in _QUIET_LOGGERS:
         logging.getLogger(logger).setLevel(logging.WARNING)
+
+
+def clear_line() -> str:
+    """What to write before a line, so that it does not stick to a progress bar."""
+    return "\r\x1b[K" if sys.stderr.isatty() else ""
 
 
 def describe_exit(returncode: int) -> str:

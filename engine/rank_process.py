@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from engine.process import describe_exit, environment_for_child
+from engine.process import clear_line, describe_exit, environment_for_child
 
 _TAIL_LINES = 20
 _CHUNK_BYTES = 1 << 16
@@ -85,6 +85,5 @@ class RankProcess:
         if text:
             self._tail.append(text)
             # The ranks' own log lines carry their name already.
-            sys.stderr.write(
-                f"{text}\n" if f"rank {self.rank}" in text[:24] else f"[rank {self.rank}] {text}\n"
-            )
+            name = "" if f"rank {self.rank}" in text[:24] else f"[rank {self.rank}] "
+            sys.stderr.write(f"{clear_line()}{name}{text}\n")

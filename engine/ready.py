@@ -39,17 +39,25 @@ def reachable_host(config: ServerConfig) -> str:
 
 async def is_ready(host: str, port: int) -> bool:
     """Whether GET /ready says 200; any trouble is a no."""
+    asking = asyncio.create_task(_get_ready(host, port))
     try:
-        status_line = await asyncio.wait_for(_get_ready(host, port), _PATIENCE)
-    except (OSError, asyncio.TimeoutError):
-        return False
-    return status_line.split()[1:2] == [b"200"]
+        # Not wait_for: before Python 3.12 it can swallow a cancellation that comes with the answer.
+        done, _ = await asyncio.wait([asking], timeout=_PATIENCE)
+        return bool(done) and asking.result().split()[1:2] == [b"200"]
+    finally:
+        asking.cancel()
 
 
 async def _get_ready(host: str, port: int) -> bytes:
-    reader, writer = await asyncio.open_connection(host, port)
+    """The status line, empty when there is none."""
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return b""
     try:
         writer.write(f"GET /ready HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         return await reader.readline()
+    except (OSError, ValueError):
+        return b""
     finally:
         writer.close()

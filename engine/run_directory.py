@@ -21,10 +21,8 @@ from engine.channels import RunDirectory
 from engine.errors import ConfigError
 
 _PREFIX = "octet-"
-_SHARED_MEMORY = Path("/dev/shm")
-_ENOUGH_SHARED_MEMORY = (
-    512 << 20
-)  # bytes; containers often have 64 MiB, too little for the patches of a video
+SHARED_MEMORY = Path("/dev/shm")
+_ENOUGH = 512 << 20  # bytes of shared memory; containers often have 64 MiB, too little for a video
 _LONGEST_SOCKET = 107  # bytes in the path of a unix socket
 _YOUNG = 60.0  # seconds in which a directory without a lock may be one that is just being made
 
@@ -57,9 +55,9 @@ class OwnedRunDirectory:
 def choose_root() -> Path:
     """/dev/shm, where files are memory, if there is room; else the temporary folder."""
     with contextlib.suppress(OSError):
-        space = os.statvfs(_SHARED_MEMORY)
-        if os.access(_SHARED_MEMORY, os.W_OK) and space.f_bavail * space.f_frsize >= _ENOUGH_SHARED_MEMORY:
-            return _SHARED_MEMORY
+        space = os.statvfs(SHARED_MEMORY)
+        if os.access(SHARED_MEMORY, os.W_OK) and space.f_bavail * space.f_frsize >= _ENOUGH:
+            return SHARED_MEMORY
     return Path(tempfile.gettempdir())
 
 

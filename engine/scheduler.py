@@ -96,10 +96,12 @@ class Scheduler:
             self._finish(sequence, "abort", RequestOutput(request_id, finish_reason="abort"))
             self._forget_finished()
 
-    def abort_client(self, client: Client) -> None:
-        """An api process left: nobody will read the outputs of its requests."""
-        for sequence in [one for one in self._by_request.values() if one.client == client]:
+    def abort_client(self, client: Client) -> int:
+        """An api process left and nobody reads its outputs any more; returns how many requests it had."""
+        theirs = [one for one in self._by_request.values() if one.client == client]
+        for sequence in theirs:
             self.abort(sequence.request_id)
+        return len(theirs)
 
     def fail_all(self, message: str, status: int) -> None:
         """End every request with an error, as the ranks are gone."""

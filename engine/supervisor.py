@@ -22,7 +22,7 @@ from engine.config import ServerConfig
 from engine.process import adopt_orphans, describe_exit, environment_for_child
 from engine.ready import announce_when_ready
 
-_API_MARGIN = 5.0  # seconds beyond the drain until the api is killed
+_API_MARGIN = 3.0  # seconds beyond the drain until the api is killed
 _CORE_SECONDS = 10.0  # from SIGTERM to SIGKILL
 _ORPHAN_SECONDS = 5.0  # for grandchildren whose parent was killed
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -41,6 +41,7 @@ from engine.status_page import Phase, StatusPage
 WORKER_COMMAND = (sys.executable, "-m", "workers")
 
 _WATCH_INTERVAL = 0.25  # seconds between looks at the status page
+_STARVED = 0.5  # seconds by which a look may be late before it is not trusted
 _LOADING_SILENCE = 60.0  # seconds a rank may be silent before it serves
 _START_SECONDS = 120.0  # until a rank's first sign of life
 _LAST_WORD_SECONDS = 0.5  # for the RankFailed message and the output of a rank that ended
@@ -228,10 +229,12 @@ class WorkerGroup:
         )
 
     async def _watch_ranks(self) -> None:
-        began = time.monotonic()
+        began = now = time.monotonic()
         while not self.failure:
             await asyncio.sleep(_WATCH_INTERVAL)
-            now = time.monotonic()
+            last, now = now, time.monotonic()
+            if now - last > _WATCH_INTERVAL + _STARVED:
+                continue  # we did not run ourselves; the ranks may have been stopped, too
             for rank in range(self.world_size):
                 if silence := self._silence_of(rank, now, began):
                     self._fail(silence, "")

@@ -104,7 +104,7 @@ def test_directory_whose_lock_is_held_is_kept_though_its_process_seems_dead(tmp_
 
 def test_small_shared_memory_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("engine.run_directory._ENOUGH_SHARED_MEMORY", 1 << 60)
+    monkeypatch.setattr("engine.run_directory._ENOUGH", 1 << 60)
     assert choose_root() == tmp_path
 
 

@@ -1,0 +1,151 @@
+"""The step loop over a group and a gateway that only take notes: what is sent when, and who is told what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engine.loop
+from engine.errors import EngineError
+from engine.loop import StepLoop
+from engine.media_files import MediaFiles
+from engine.messages import AbortRequest, Ping, Pong, RequestOutput, StepPlan, StepResult
+from engine.metrics import Metrics
+from tests.engine.builders import CLIENT, make_request, make_scheduler
+
+
+class Notes:
+    """A worker group and a gateway at once; a step ends when the test calls `finish_step`."""
+
+    def __init__(self, ranks: Any) -> None:
+        self.ranks, self.failure, self.silence = ranks, None, ""
+        self.events: list[Any] = []  # plans sent, outputs published, pongs, in order
+        self.ponged = asyncio.Event()
+        self.plans: asyncio.Queue[StepPlan] = asyncio.Queue()
+        self._result: asyncio.Future[StepResult] | None = None
+
+    def send(self, plan: StepPlan) -> None:
+        self.events.append(plan)
+        self.plans.put_nowait(plan)
+        self._result = asyncio.get_running_loop().create_future()
+
+    async def result(self) -> StepResult:
+        return await self._result
+
+    def finish_step(self, plan: StepPlan) -> None:
+        self._result.set_result(self.ranks.run(plan))
+
+    def fail(self, sentence: str) -> None:
+        self.failure = EngineError(sentence)
+        if self._result and not self._result.done():
+            self._result.set_exception(self.failure)
+
+    def describe_silence(self) -> str:
+        return self.silence
+
+    def publish(self, client: bytes, outputs: list[RequestOutput]) -> None:
+        self.events += outputs
+
+    def answer(self, client: bytes, pong: Pong) -> None:
+        self.events.append(pong)
+        self.ponged.set()
+
+
+def play(story: Callable[[StepLoop, Notes], Awaitable[None]]) -> Notes:
+    """Run the loop beside `story`, which ends by stopping or failing it."""
+    world = make_scheduler()
+    notes = Notes(world.ranks)
+    steps = StepLoop(world.scheduler, notes, notes, Metrics(), MediaFiles(Path("/nowhere"), 588))  # type: ignore
+
+    async def both() -> None:
+        running = asyncio.create_task(steps.run())
+        await asyncio.wait_for(story(steps, notes), 10)
+        await asyncio.wait_for(asyncio.gather(running, return_exceptions=True), 10)
+
+    asyncio.run(both())
+    return notes
+
+
+def test_outputs_of_a_step_are_published_while_the_next_one_runs():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        steps.on_request(CLIENT, make_request("r", max_tokens=2))
+        notes.finish_step(await notes.plans.get())
+        second = await notes.plans.get()
+        steps.stop()
+        notes.finish_step(second)
+
+    events = play(story).events
+    assert [type(event) for event in events] == [StepPlan, StepPlan, RequestOutput, RequestOutput]
+    assert [output.finish_reason for output in events[2:]] == [None, "length"]
+
+
+def test_an_idle_engine_answers_a_ping_after_a_probe_of_the_ranks():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        steps.on_request(CLIENT, Ping(5))
+        probe = await notes.plans.get()
+        assert probe.chunks == []
+        notes.finish_step(probe)
+        await notes.ponged.wait()
+        steps.on_request(CLIENT, Ping(6))  # the probe just ended: proof enough
+        steps.stop()
+
+    events = play(story).events
+    assert events[1:] == [Pong(5, True, "serving"), Pong(6, True, "serving")]
+
+
+@pytest.mark.parametrize("silence", ["", "no sign of life from rank 1"])
+def test_a_ping_during_a_long_step_is_answered_from_the_heartbeats(monkeypatch, silence):
+    monkeypatch.setattr(engine.loop, "_PING_PATIENCE", 0.01)
+
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        notes.silence = silence
+        steps.on_request(CLIENT, make_request("r", max_tokens=1))
+        plan = await notes.plans.get()
+        steps.on_request(CLIENT, Ping(1))
+        await notes.ponged.wait()
+        steps.stop()
+        notes.finish_step(plan)
+
+    assert play(story).events[1] == Pong(1, not silence, silence or "a long step is running")
+
+
+def test_an_abort_during_a_step_needs_no_further_plan_but_the_farewell():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        steps.on_request(CLIENT, make_request("r", max_tokens=9))
+        plan = await notes.plans.get()
+        steps.on_request(CLIENT, AbortRequest("r"))
+        notes.finish_step(plan)
+        farewell = await notes.plans.get()
+        assert (farewell.chunks, farewell.dropped) == ([], [0])
+        notes.finish_step(farewell)
+        steps.stop()
+
+    assert play(story).events[2].finish_reason == "abort"
+
+
+def test_a_failure_while_idle_ends_the_loop():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        await asyncio.sleep(0)
+        notes.fail("rank 1 ended")
+        steps.wake()
+
+    assert play(story).events == []
+
+
+def test_stopping_ends_open_requests_with_an_error():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        steps.on_request(CLIENT, make_request("r", max_tokens=9))
+        plan = await notes.plans.get()
+        steps.stop()
+        notes.finish_step(plan)
+
+    last = play(story).events[-1]
+    assert (last.finish_reason, last.error, last.error_status) == (
+        "error",
+        "The server is shutting down.",
+        503,
+    )
