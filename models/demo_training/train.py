@@ -62,8 +62,8 @@ class Settings:
     init_from: str = ""  # weights to start from, when the run is new
     stop_after: float = 0.0  # minutes of this call
     save_every: float = 3.0  # minutes
-    evaluate_every: float = 0.0  # minutes
-    evaluation_samples: int = 20
+    evaluate_every: float = 10.0  # minutes; 0 for never
+    evaluation_samples: int = 16  # per skill
     report_every: float = 10.0  # seconds
 
 

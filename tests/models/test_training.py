@@ -183,6 +183,14 @@ def test_training_writes_what_it_does_and_finishes(tmp_path, tokenizer_folder):
     assert last["step"] == 4 and last["done"] == 1.0 and set(last["loss"]) <= {"shapes", "chat", "moment"}
 
 
+def test_the_learning_rate_rises_by_steps_and_falls_over_the_run(tmp_path):
+    settings = Settings(tmp_path, learning_rate=1.0, warmup_steps=100)
+    assert train.learning_rate(settings, 0, 0.0) == pytest.approx(0.01)
+    assert train.learning_rate(settings, 99, 0.0) == pytest.approx(1.0)
+    rates = [train.learning_rate(settings, 1000, done / 10) for done in range(11)]
+    assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(train.FINAL_RATE)
+
+
 def test_idle_experts_gain_bias_and_busy_ones_lose_it(encoder):
     model = build_model(mini_model(), seed=2)
     balancer = LoadBalancer(model, speed=0.01)
