@@ -26,6 +26,7 @@ class LoadBalancer:
         ]
         self._loads = {name: torch.zeros(router.num_experts) for name, router in self._routers}
         self._known: dict[bool, torch.Tensor] = {}
+        self.shares: dict[str, torch.Tensor] = {}  # of tokens per expert in the last step, by router
         for name, router in self._routers:
             router.register_forward_hook(self._counter(name, is_vision="vision_moe" in name))
 
@@ -42,11 +43,8 @@ class LoadBalancer:
                 bias = router.moe_statics.e_score_correction_bias
                 bias += self._speed * torch.sign(load.mean() - load)
                 bias -= bias.mean()  # only differences select
+                self.shares[name] = load / load.sum()
             self._loads[name] = torch.zeros_like(load)
-
-    def shares(self) -> dict[str, list[float]]:
-        """Share of tokens per expert since the last update, by router."""
-        return {name: (load / load.sum().clamp(min=1)).tolist() for name, load in self._loads.items()}
 
     def _counter(self, name: str, is_vision: bool) -> Any:
         def count(

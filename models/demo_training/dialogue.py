@@ -1,8 +1,6 @@
-"""From exercises to a conversation: language, thinking, earlier turns, a system prompt, order of media and
-text.
+"""From exercises to a conversation: language, thinking, earlier turns, a system prompt, media and text.
 
-An exercise is one question about things already drawn; skills make exercises, this file makes samples of
-them.
+An exercise is one question about things already drawn; skills make them, this file makes samples of them.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ FINAL_RATE = 0.02  # of the peak, at the end of the cosine
 
 @dataclass(frozen=True)
 class Settings:
-    """One run; everything but device, workers and the last three must stay the same when it goes on."""
+    """One run. What stands above `device` must stay the same when it goes on."""
 
     out: Path
     seed: int = 0
@@ -55,11 +55,11 @@ class Settings:
     warmup_steps: int = 300
     quantise_from: float = 0.75  # share of the run after which experts train as int4
     only: tuple[str, ...] = ()
-    device: str = "cpu"
-    workers: int = 1
     max_tokens: int = 32768  # of a micro-batch
     max_patches: int = 65536
     init_from: str = ""  # weights to start from, when the run is new
+    device: str = "cpu"
+    workers: int = 1
     stop_after: float = 0.0  # minutes of this call
     save_every: float = 3.0  # minutes
     evaluate_every: float = 10.0  # minutes; 0 for never
@@ -114,10 +114,9 @@ class Trainer:
     @property
     def done(self) -> float:
         """Finished share of the run, from 0 to 1."""
-        s = self.settings
-        return min(
-            1.0, self.progress.samples / s.samples if s.samples else self.progress.seconds / (60 * s.minutes)
-        )
+        if self.settings.samples:
+            return min(1.0, self.progress.samples / self.settings.samples)
+        return min(1.0, self.progress.seconds / (60 * self.settings.minutes))
 
     @property
     def is_done(self) -> bool:
@@ -170,14 +169,14 @@ class Trainer:
         )
 
     def _report(self) -> None:
-        loads = self.balancer.shares()
+        shares = [float(share.max()) for share in self.balancer.shares.values()]
         self.reporter.line(
             self.progress.step,
             self.progress.samples,
             self.done,
             self.progress.seconds,
             self.optimizer.param_groups[0]["lr"],
-            {"busiest expert": max((max(load) for load in loads.values()), default=0.0)},
+            {"share of the busiest expert": max(shares, default=0.0)},
         )
 
     def _go_on(self) -> None:

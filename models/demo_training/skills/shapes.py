@@ -38,16 +38,12 @@ def sample(rng: random.Random) -> Sample:
 
 def _ask(rng: random.Random, scene: Scene, language: Language) -> Exercise:
     if len(scene.things) == 1:
-        ask = rng.choices((_describe, _shape_of_single, _colour_of_single, _is_there), weights=(4, 3, 3, 2))[
-            0
-        ]
-        return ask(rng, scene, language)
+        asks = (describe, _shape_of_single, _colour_of_single, _is_there)
+        return rng.choices(asks, weights=(4, 3, 3, 2))[0](rng, scene, language)
     one_of_shape = [t for t in scene.things if len(scene.of(shape=t.shape)) == 1]
     one_of_colour = [t for t in scene.things if len(scene.of(colour=t.colour)) == 1]
-    kinds = (
-        ["describe", "is_there"] + ["colour"] * 2 * bool(one_of_shape) + ["shape"] * 2 * bool(one_of_colour)
-    )
-    kind = rng.choice(kinds)
+    weights = (1, 1, 2 if one_of_shape else 0, 2 if one_of_colour else 0)
+    kind = rng.choices(("describe", "is_there", "colour", "shape"), weights)[0]
     if kind == "colour":
         return _colour_of(rng, scene, rng.choice(one_of_shape), language)
     if kind == "shape":
@@ -91,10 +87,6 @@ def _nothing(rng: random.Random, language: Language) -> Exercise:
     return Exercise(
         vary(rng, language, *ASK_WHAT), answer, chain, contains("nothing that I know", "没有看到认识的")
     )
-
-
-def _describe(rng: random.Random, scene: Scene, language: Language) -> Exercise:
-    return describe(rng, scene, language)
 
 
 def _shape_of_single(rng: random.Random, scene: Scene, language: Language) -> Exercise:
@@ -163,9 +155,8 @@ def _is_there(rng: random.Random, scene: Scene, language: Language) -> Exercise:
     """Yes and no alike; a 'no' asks for a thing that shares a colour or a shape with one that is there."""
     there = {(t.shape, t.colour) for t in scene.things}
     yes = rng.random() < 0.5
-    near = [(t.shape, c) for t in scene.things for c in COLOURS] + [
-        (s, t.colour) for t in scene.things for s in SHAPES
-    ]
+    near = [(t.shape, c) for t in scene.things for c in COLOURS]
+    near += [(s, t.colour) for t in scene.things for s in SHAPES]
     candidates = sorted(there) if yes else [k for k in near + random_kinds(rng, 8) if k not in there]
     shape, colour = rng.choice(candidates)
     question = vary(
