@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from engine.messages import RequestOutput
@@ -10,17 +11,15 @@ from engine.sequence import Sequence
 Client = bytes
 
 
+def _lists() -> dict[Client, list[RequestOutput]]:
+    return defaultdict(list)
+
+
 @dataclass(slots=True)
 class Outbox:
-    outputs: dict[Client, list[RequestOutput]] = field(default_factory=dict)  # in order, per api process
+    outputs: dict[Client, list[RequestOutput]] = field(default_factory=_lists)  # in order, per api process
     started: list[Sequence] = field(default_factory=list)  # got their first token
     finished: list[Sequence] = field(default_factory=list)  # whatever the reason
     refused: list[int] = field(default_factory=list)  # HTTP statuses of requests that were not taken
     num_generated_tokens: int = 0
     num_preemptions: int = 0
-
-    def put(self, client: Client, output: RequestOutput) -> None:
-        if client in self.outputs:
-            self.outputs[client].append(output)
-        else:
-            self.outputs[client] = [output]

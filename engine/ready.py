@@ -8,7 +8,7 @@ import logging
 from engine.config import ServerConfig
 from engine.progress import count_ranks, seconds_since
 
-_INTERVAL = 0.2  # seconds between questions
+_INTERVAL = 0.1  # seconds between questions
 _PATIENCE = 5.0  # seconds for one answer
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
 

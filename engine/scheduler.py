@@ -87,7 +87,7 @@ class Scheduler:
 
     def refuse(self, client: Client, request: AddRequest, message: str, status: int) -> None:
         """Answer a request that is not taken."""
-        self._outbox.put(client, _error_output(request.request_id, message, status))
+        self._outbox.outputs[client].append(_error_output(request.request_id, message, status))
         self._outbox.refused.append(status)
 
     def abort(self, request_id: str) -> None:
@@ -289,8 +289,9 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, sampled: SampledToken, now: float) -> None:
         """One sampled token becomes one output, the last one if it ends the sequence."""
-        token_id = sampled.token_id
-        reason = finish_reason(sequence, token_id)
+        token_id, reason = sampled.token_id, None
+        if token_id in sequence.stop_token_ids or len(sequence.token_ids) + 1 >= sequence.max_num_tokens:
+            reason = finish_reason(sequence, token_id)  # asked only when the usual case is excluded
         if reason == "stop":
             output = RequestOutput(sequence.request_id, finish_reason=reason, stop_token_id=token_id)
         else:
@@ -303,7 +304,7 @@ class Scheduler:
             sequence.last_token = now
             self._finish(sequence, reason, output)
         else:
-            self._outbox.put(sequence.client, output)
+            self._outbox.outputs[sequence.client].append(output)
 
     def _begin_output(self, sequence: Sequence, output: RequestOutput, now: float) -> RequestOutput:
         """The first output also tells how the request got in."""
@@ -324,7 +325,7 @@ class Scheduler:
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         del self._by_request[sequence.request_id]
-        self._outbox.put(sequence.client, last_output)
+        self._outbox.outputs[sequence.client].append(last_output)
         self._outbox.finished.append(sequence)
         self._has_finished = True
 
