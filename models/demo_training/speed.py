@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--feed", action="store_true", help="only drawing and encoding")
     parser.add_argument("--samples-per-step", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=32768, help="of a micro-batch")
+    parser.add_argument("--max-patches", type=int, default=65536, help="of a micro-batch")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -55,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tokenizer_folder(folder / "tokenizer", samples_per_skill=100)
-        feed = FeedSettings(folder / "tokenizer", 0, samples, 32768, 65536)
+        feed = FeedSettings(folder / "tokenizer", 0, samples, options.max_tokens, options.max_patches)
         encoder = Encoder(folder / "tokenizer")
         numbers = iter(range(10**6, 10**9))  # behind the first stage of the curriculum
         if options.feed:

@@ -16,11 +16,17 @@ pytest.importorskip("transformers")
 
 from safetensors.torch import load_file  # noqa: E402
 
+from api.tokenizer import load_tokenizer  # noqa: E402
+from engine.model_config import (  # noqa: E402
+    check_tensor_parallel,
+    parse_model_config,
+    read_model_config,
+)
 from models.demo_training import fake_quant, train  # noqa: E402
 from models.demo_training.balance import LoadBalancer  # noqa: E402
 from models.demo_training.checkpoint import named_weights  # noqa: E402
 from models.demo_training.collate import collate  # noqa: E402
-from models.demo_training.config import mini_model  # noqa: E402
+from models.demo_training.config import demo_model, mini_model  # noqa: E402
 from models.demo_training.encode import Encoder  # noqa: E402
 from models.demo_training.evaluate import evaluate  # noqa: E402
 from models.demo_training.export import export, to_paddle  # noqa: E402
@@ -35,9 +41,11 @@ from models.demo_training.forward import (  # noqa: E402
 from models.demo_training.generate import greedy  # noqa: E402
 from models.demo_training.model import Model, build_model, hugging_face_config  # noqa: E402
 from models.demo_training.train import Settings, Trainer  # noqa: E402
+from models.tiny_config import paddle_config  # noqa: E402
 from models.tiny_weights import write_weights  # noqa: E402
 from tests.checks import assert_close, assert_same_bits  # noqa: E402
 from tests.models.builders import draw  # noqa: E402
+from workers.checkpoint import Checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.compare
 CPU = torch.device("cpu")
@@ -256,6 +264,27 @@ def test_the_export_holds_the_trained_weights_under_published_names(tmp_path, to
         "README.md",
     } <= files
     assert {"preprocessor_config.json", "generation_config.json", "tokenizer_config.json"} <= files
+
+
+def test_the_server_reads_an_export(tmp_path, tokenizer_folder):
+    trainer = Trainer(_settings(tmp_path / "run", tokenizer_folder))
+    trainer.save()
+    export(tmp_path / "run", tmp_path / "out", mini_model())
+    model = read_model_config(tmp_path / "out")
+    checkpoint = Checkpoint(tmp_path / "out", model)  # every tensor there, none unknown
+    assert (checkpoint.scheme, checkpoint.model.tie_word_embeddings) == ("A", True)
+    checkpoint.close()
+    markers = load_tokenizer(tmp_path / "out").markers
+    assert markers["<|IMAGE_PLACEHOLDER|>"] == model.image_patch_id
+    assert markers["<|VIDEO_END|>"] == model.video_end_id
+    assert set(model.eos_token_ids) == {markers["</s>"], markers["<|end_of_sentence|>"]}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_every_number_of_ranks_divides_the_demo_model_with_its_wint4_groups(ranks):
+    sizes = demo_model()
+    check_tensor_parallel(parse_model_config(paddle_config(sizes)), ranks)
+    assert all(width // ranks % 32 == 0 for width in sizes.expert_widths) and sizes.hidden_size % 64 == 0
 
 
 def test_an_unknown_tensor_is_not_exported_silently(model):
