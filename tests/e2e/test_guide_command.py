@@ -23,7 +23,9 @@ def ask(server: Server, *parts: object, **options: object) -> openai.types.chat.
 
 
 def test_ready_line_says_how_to_send_a_first_request(guide_server: Server) -> None:
-    [line] = [line for line in guide_server.log.splitlines() if guide_server.address.split("//")[1] in line]
+    await_true(lambda: "ready after" in guide_server.log, 5, "the ready line is printed")
+    [line] = [line for line in guide_server.log.splitlines() if "ready after" in line]
+    assert guide_server.address in line
     assert "curl" in line and "wint4" in line and "8 ranks" in line
 
 
