@@ -296,6 +296,10 @@ EMULATE_PLAIN T atomicMin(T* place, T value) {
                                     [value](T old) EMULATE_PLAIN { return old < value ? old : value; });
 }
 template <class T>
+EMULATE_PLAIN T atomicOr(T* place, T value) {
+  return emulate::change_atomically(place, [value](T old) EMULATE_PLAIN { return T(old | value); });
+}
+template <class T>
 EMULATE_PLAIN T atomicExch(T* place, T value) {
   return emulate::change_atomically(place, [value](T) EMULATE_PLAIN { return value; });
 }

@@ -9,6 +9,7 @@
 #include "../include/attention.h"
 #include "../include/norms.h"
 #include "../include/rope.h"
+#include "../include/sampling.h"
 #include "grouped_linear.h"
 #include "packed_weight.h"
 
@@ -88,5 +89,11 @@ Status paged_attention(Stream stream, const void* q, const void* k_cache, const 
                        void* workspace);
 Status segment_attention(Stream stream, const void* qkv, const int32_t* segment_starts, int64_t num_segments,
                          float scale, void* out, int64_t p, int64_t heads, int64_t head_dim);
+
+// include/sampling.h. Ids of history and banned are not checked on the device; at most 512 top ids. The
+// workspace is scratch of sampling_workspace_bytes.
+int64_t sampling_workspace_bytes(int64_t num_rows, int64_t vocab);
+Status sample_tokens(Stream stream, float* logits, const SamplingBatch& batch, const SamplingResult& result,
+                     void* workspace);
 
 }  // namespace octet::gpu
