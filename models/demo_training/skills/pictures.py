@@ -65,9 +65,7 @@ def _small_scene(rng: random.Random, count: int) -> Scene:
 
 def _which(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
     """One picture has the thing, the others do not."""
-    scenes: list[Scene] = []
-    while len(scenes) < _how_many(rng) or len(scenes) < 2:
-        scenes.append(_small_scene(rng, rng.choices((1, 2), weights=(3, 1))[0]))
+    scenes = [_small_scene(rng, rng.choices((1, 2), weights=(3, 1))[0]) for _ in range(_how_many(rng))]
     number = rng.randrange(len(scenes))
     wanted = rng.choice(scenes[number].things)
     for i in range(len(scenes)):

@@ -283,5 +283,6 @@ def _video_sample(
     """Render all frames; wear is drawn once per clip, or a whole clip stays clean."""
     worn = rng.random() < 0.4
     frames = tuple(finish(rng, draw(i)) if worn else draw(i) for i in range(count))
-    chosen = rate or (rng.choice(RATES) if count <= SHORT[1] else float(math.ceil(count / 8)))
-    return conversation(rng, skill, language, [exercise], [video(Clip(frames, chosen))])
+    if rate is None:
+        rate = rng.choice(RATES if count <= SHORT[1] else (RATES[0], float(math.ceil(count / 8))))
+    return conversation(rng, skill, language, [exercise], [video(Clip(frames, rate))])
