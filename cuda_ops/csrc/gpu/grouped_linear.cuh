@@ -25,6 +25,7 @@
 
 #include <algorithm>
 
+#include "activation.cuh"
 #include "grouped_linear.h"
 #include "tiles.cuh"
 
@@ -257,12 +258,6 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int g
       }
     }
   }
-}
-
-__device__ __forceinline__ float activated(float y, Activation activation) {
-  if (activation == Activation::gelu) return 0.5f * y * (1.0f + erff(y * 0.70710678f));
-  if (activation == Activation::quick_gelu) return y * sigmoid(1.702f * y);
-  return y;
 }
 
 // The scale of one output (int8), else 1.

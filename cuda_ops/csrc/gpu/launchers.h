@@ -8,6 +8,7 @@
 
 #include "../include/attention.h"
 #include "../include/norms.h"
+#include "../include/quantize.h"
 #include "../include/rope.h"
 #include "../include/sampling.h"
 #include "grouped_linear.h"
@@ -95,5 +96,15 @@ Status segment_attention(Stream stream, const void* qkv, const int32_t* segment_
 int64_t sampling_workspace_bytes(int64_t num_rows, int64_t vocab);
 Status sample_tokens(Stream stream, float* logits, const SamplingBatch& batch, const SamplingResult& result,
                      void* workspace);
+
+// What follows a bf16 product of the framework: x [M, N] = activation(x + bias), in place; bias may be null.
+Status bias_activation(Stream stream, DType type, void* x, const void* bias, Activation activation, int64_t m,
+                       int64_t n);
+
+// include/quantize.h; the plain layout, which pack_weight takes.
+Status quantize_int8(Stream stream, DType type, const void* weight, int8_t* data, BF16* scales, int64_t n,
+                     int64_t k);
+Status quantize_int4(Stream stream, DType type, const void* weight, int64_t group, uint8_t* data,
+                     BF16* scales, int64_t n, int64_t k);
 
 }  // namespace octet::gpu

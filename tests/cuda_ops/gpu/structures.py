@@ -69,7 +69,7 @@ def quantized(weight: np.ndarray, kind: str, group: int) -> tuple[np.ndarray, np
     if kind == "bfloat16":
         return to_bf16(weight), None, rounded(weight)
     limit, size = (127, weight.shape[-1]) if kind == "int8" else (7, group)
-    grouped = weight.reshape(*weight.shape[:-1], -1, size)
+    grouped = weight.reshape(*weight.shape[:-1], weight.shape[-1] // size, size)
     scales = rounded(np.abs(grouped).max(axis=-1, keepdims=True) / np.float32(limit))
     scales[scales == 0] = 1
     q = np.clip(np.trunc(grouped / scales + np.copysign(0.5, grouped)), -limit, limit).astype(np.int8)
