@@ -26,6 +26,7 @@ _log = logging.getLogger("octet.api")
 
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection; only logs and metrics see it
 PUBLIC_ROUTES = frozenset({"/live", "/ready", "/health"})  # probes of an orchestrator carry no key
+PAGE, PAGE_FILES = "/", "/static/"  # the chat page loads without one, then asks for it
 
 SERVER_NAME = "octet"  # instead of which libraries, in which versions
 
@@ -83,15 +84,19 @@ async def answer_preflight(request: web.Request, handler: Handler) -> web.Stream
 
 @web.middleware
 async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """With keys configured, everything but the probes needs one; unknown paths too."""
+    """With keys configured, everything but the probes and the page's files needs one; unknown paths too."""
     keys = request.app[SERVICES].config.api_keys
-    if keys and request.path not in PUBLIC_ROUTES and not _has_key(request, keys):
+    if keys and not is_public(request.path) and not _has_key(request, keys):
         raise RequestError(
             "This server needs an API key: send it as `Authorization: Bearer KEY`.",
             status=401,
             code="invalid_api_key",
         )
     return await handler(request)
+
+
+def is_public(path: str) -> bool:
+    return path in PUBLIC_ROUTES or path == PAGE or path.startswith(PAGE_FILES)
 
 
 MIDDLEWARES = (observe, answer_preflight, check_key)

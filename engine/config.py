@@ -34,6 +34,7 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     port: int = 8000
     metrics_port: int = 8001
     api_keys: tuple[str, ...] = ()
+    page: bool = True  # the chat page at /
     max_concurrency: int = 2048  # open requests; more get 429
     max_waiting: int = 1024  # requests waiting for the scheduler; more get 429
     reasoning_parser: str = ""

@@ -76,6 +76,7 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
         Flag(("--api-key",), "api_keys", values.text, "KEY",
              "a key that requests must carry as 'Authorization: Bearer KEY'; may be given several times; "
              "also OCTET_API_KEY (comma-separated)", "none: everyone may ask", repeat=True),
+        Switch(("--page",), "page", "serve the chat page at / of the public port"),
     ),
     "limits": (
         Flag(("--max-concurrency",), "max_concurrency", values.integer(1), "N",

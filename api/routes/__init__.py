@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from api.routes import chat, completions, health, models
+from api.routes import chat, completions, health, models, page
+from api.services import SERVICES
 
 
 def add_routes(app: web.Application) -> None:
@@ -16,3 +17,5 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/ready", health.ready)
     app.router.add_get("/live", health.live)
     app.router.add_get("/version", health.version)
+    if app[SERVICES].config.page:
+        page.add_page(app)

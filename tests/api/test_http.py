@@ -21,7 +21,9 @@ def all_routes(api: Api) -> list[tuple[str, str]]:
     """(method, path) of the whole router, with something put into each pattern."""
     app = api.server._runner.app
     return [
-        (r.method, r.resource.canonical.replace("{model}", "tiny")) for r in app.router.routes() if r.resource
+        (r.method, r.resource.canonical.replace("{model}", "tiny").replace("{file}", "style.css"))
+        for r in app.router.routes()
+        if r.resource
     ]
 
 
@@ -67,11 +69,11 @@ async def test_an_unexpected_failure_shows_only_its_id(
     assert "secret inner detail" in caplog.text and headers["X-Request-Id"] in caplog.text
 
 
-async def test_every_route_but_the_probes_needs_a_key() -> None:
+async def test_every_route_but_the_probes_and_the_page_needs_a_key() -> None:
     async with running_api(say("ok"), api_keys=("first", "second")) as api:
         for method, path in [*all_routes(api), ("GET", "/nope"), ("POST", "/health")]:
             async with api.http.request(method, api.url + path) as answer:
-                needs_key = path not in PUBLIC_ROUTES
+                needs_key = path not in {*PUBLIC_ROUTES, "/", "/static/style.css"}
                 assert (answer.status == 401) == needs_key, (method, path, answer.status)
                 if needs_key and method != "HEAD":
                     error = (await answer.json())["error"]

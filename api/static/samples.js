@@ -1,0 +1,47 @@
+// The cards of the first screen: pictures and clips of ours with a question each; a click asks it.
+
+import { byId, make } from "./dom.js";
+
+const FOLDER = "static/samples/";
+
+/** Fill the list; `ask(text, files)` is called with what a card shows. `canSee`: the model takes pictures. */
+export async function offerSamples(ask, canSee) {
+  const response = await fetch(`${FOLDER}samples.json`);
+  const samples = response.ok ? await response.json() : [];
+  const cards = samples.filter((sample) => canSee || !sample.files.length).map((sample) => card(sample, ask));
+  byId("samples").replaceChildren(...cards);
+}
+
+function card(sample, ask) {
+  const pictures = make("span", { className: "pictures" }, ...sample.files.map(thumbnail));
+  const label = make("span", { className: "label", lang: /[\u4e00-\u9fff]/.test(sample.question) ? "zh" : "en" },
+    sample.question);
+  const button = make("button", { type: "button", className: "card" }, pictures, label);
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      await ask(sample.question, await Promise.all(sample.files.map(download)));
+    } finally {
+      button.disabled = false;
+    }
+  });
+  const clip = pictures.querySelector("video");
+  if (clip) playOnInterest(button, clip);
+  return make("li", {}, button);
+}
+
+function thumbnail(name) {
+  if (!name.endsWith(".mp4")) return make("img", { src: FOLDER + name, alt: "" });
+  return make("video", { src: `${FOLDER}${name}#t=0.8`, muted: true, loop: true, playsInline: true, preload: "auto" });
+}
+
+function playOnInterest(button, clip) {
+  const play = () => clip.play().catch(() => {}); // a browser may refuse; the still picture is enough
+  for (const event of ["pointerenter", "focus"]) button.addEventListener(event, play);
+  for (const event of ["pointerleave", "blur"]) button.addEventListener(event, () => clip.pause());
+}
+
+async function download(name) {
+  const blob = await (await fetch(FOLDER + name)).blob();
+  return new File([blob], name, { type: blob.type });
+}
