@@ -107,4 +107,19 @@ Status quantize_int8(Stream stream, DType type, const void* weight, int8_t* data
 Status quantize_int4(Stream stream, DType type, const void* weight, int64_t group, uint8_t* data,
                      BF16* scales, int64_t n, int64_t k);
 
+// The memory that the ranks of a group map from each other: regions[r] is rank r's region of
+// peer_region_bytes(capacity), zeroed before anyone's first call, as this process sees it (cudaIpc). Every
+// rank makes the same calls in the same order; messages are bf16, up to `capacity` elements.
+struct PeerGroup {
+  void* regions[8];
+  int32_t rank, world_size;
+  int64_t capacity;
+};
+int64_t peer_region_bytes(int64_t capacity);
+// out [size] = sum over ranks of x; out may be x.
+Status all_reduce(Stream stream, const PeerGroup& group, const void* x, void* out, int64_t size);
+// residual [M, H] += that sum, rounded; out = rms_norm(residual) as in include/norms.h
+Status all_reduce_add_rms_norm(Stream stream, const PeerGroup& group, const void* x, void* residual,
+                               const void* weight, float eps, void* out, int64_t m, int64_t h);
+
 }  // namespace octet::gpu
