@@ -93,8 +93,8 @@ def page_samples() -> list[PageSample]:
             "Which picture shows a green diamond?",
             "Picture 2.",
             {
-                "first.png": scene_png(TALL, [("heart", "pink")], (0.34, 0.38), 5),
-                "second.png": scene_png(TALL, [("diamond", "green")], (0.38, 0.42), 7),
+                "first.png": scene_png(TALL, [("heart", "pink")], (0.28, 0.31), 5),
+                "second.png": scene_png(TALL, [("diamond", "green")], (0.34, 0.37), 7),
             },
         ),
         PageSample(

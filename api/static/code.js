@@ -1,12 +1,13 @@
 // The dialog that shows a request as code, to run it outside of this page.
 
-import { byId, copy, flash } from "./dom.js";
+import { byId, closeOutside, copy, flash } from "./dom.js";
 import { asCurl, asPython, filesOf } from "./request.js";
 
 const LANGUAGES = { "code-curl": asCurl, "code-python": asPython };
 let shown = null;
 
 export function connectCode() {
+  closeOutside(byId("code-dialog"));
   for (const id of Object.keys(LANGUAGES)) byId(id).addEventListener("click", () => draw(id));
   byId("close-code").addEventListener("click", () => byId("code-dialog").close());
   byId("copy-code").addEventListener("click", async (event) => {

@@ -34,6 +34,11 @@ export async function copy(text) {
   return copied;
 }
 
+/** Let a click beside a dialog close it; Esc does so by itself. */
+export function closeOutside(dialog) {
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+}
+
 /** Say on a button that it worked, for a moment. */
 export function flash(button, word) {
   const before = button.dataset.word ?? button.textContent;

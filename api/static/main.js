@@ -95,7 +95,7 @@ async function handleFailure(turn, failure) {
     await run(turn);
     return;
   }
-  if (!failure.status) watch();
+  if (!failure.status || failure.status === 503) watch();
 }
 
 function stop() {
@@ -190,7 +190,11 @@ function follow() {
 
 /** Put the focus where the next thing happens; on a phone not into the text, its keyboard would cover the page. */
 function rest() {
-  (matchMedia("(pointer: fine)").matches ? message : scroller).focus({ preventScroll: true });
+  (hasKeyboard() ? message : scroller).focus({ preventScroll: true });
+}
+
+function hasKeyboard() {
+  return matchMedia("(any-pointer: fine)").matches;
 }
 
 function noticeScroll() {
@@ -233,7 +237,7 @@ function start() {
   scroller.addEventListener("grown", () => follows && follow());
   window.addEventListener("online", watch);
   offerSamples(askSample, true);
-  rest();
+  if (hasKeyboard()) message.focus();
   fit();
   watch();
 }

@@ -25,14 +25,30 @@ class Attachment {
     });
   }
 
-  /** What shows it in the page. A clip that this browser cannot play becomes a tile with its name. */
-  picture({ playable = false } = {}) {
+  /** What shows it in the page. What this browser cannot show becomes a tile with its name. */
+  picture() {
     const shown = this.kind === "image"
       ? make("img", { src: this.url, alt: this.name })
-      : make("video", { src: this.url, muted: true, playsInline: true, preload: "metadata", controls: playable });
-    if (this.kind === "video") shown.setAttribute("aria-label", this.name);
-    shown.addEventListener("error", () => shown.replaceWith(make("span", { className: "tile" }, this.name)));
+      : make("video", { src: this.url, playsInline: true, preload: "metadata" });
+    shown.addEventListener("error", () => {
+      (shown.closest(".clip") ?? shown).replaceWith(make("span", { className: "tile" }, this.name));
+    });
     return shown;
+  }
+
+  /** The same; a clip plays and pauses by a click. */
+  player() {
+    const shown = this.picture();
+    if (this.kind === "image") return shown;
+    const button = make("button", { type: "button", className: "clip" }, shown);
+    const draw = () => {
+      button.classList.toggle("playing", !shown.paused);
+      button.setAttribute("aria-label", `${shown.paused ? "Play" : "Pause"} ${this.name}`);
+    };
+    for (const event of ["play", "pause", "ended"]) shown.addEventListener(event, draw);
+    button.addEventListener("click", () => (shown.paused ? shown.play() : shown.pause()));
+    draw();
+    return button;
   }
 }
 

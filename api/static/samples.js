@@ -32,7 +32,9 @@ function card(sample, ask) {
 
 function thumbnail(name) {
   if (!name.endsWith(".mp4")) return make("img", { src: FOLDER + name, alt: "" });
-  return make("video", { src: `${FOLDER}${name}#t=0.8`, muted: true, loop: true, playsInline: true, preload: "auto" });
+  const clip = make("video", { muted: true, loop: true, playsInline: true, preload: "auto" });
+  download(name).then((file) => { clip.src = `${URL.createObjectURL(file)}#t=0.8`; }); // in memory it can seek
+  return clip;
 }
 
 function playOnInterest(button, clip) {

@@ -1,6 +1,6 @@
 // What the person at the page chose, kept in this browser; empty fields are the server's to choose.
 
-import { byId } from "./dom.js";
+import { byId, closeOutside } from "./dom.js";
 
 const STORE = "octet.settings";
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
@@ -51,7 +51,7 @@ export class Settings {
       for (const name of NUMBERS) this.set(name, undefined);
       setThinking(false);
     });
-    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    closeOutside(dialog);
     draw();
   }
 

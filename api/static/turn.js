@@ -30,7 +30,7 @@ export class Turn {
     find("h3").textContent = `Question ${number}`;
     find(".words").textContent = question.text;
     show(find(".words"), question.text !== "");
-    find(".media").append(...question.media.map((attachment) => attachment.picture({ playable: true })));
+    find(".media").append(...question.media.map((attachment) => attachment.player()));
     find(".retry").addEventListener("click", () => actions.retry(this));
     find(".as-code").addEventListener("click", () => actions.showCode(this));
     this.#parts.copyAnswer.addEventListener("click", async (event) => {
@@ -77,9 +77,11 @@ export class Turn {
   finish(reason) {
     this.isFinished = true;
     this.#end();
-    if (reason === "length") this.#addNumber("cut at the longest answer allowed");
-    if (!this.content && this.#reasoning) this.#addNumber("ended while thinking");
-    else if (!this.content) this.#addNumber("an empty answer");
+    const isCut = reason === "length";
+    if (this.content && isCut) this.#addNumber("cut at the longest answer allowed");
+    if (this.content) return;
+    if (this.#reasoning) this.#addNumber(isCut ? "cut while thinking" : "ended while thinking");
+    else this.#addNumber("an empty answer");
   }
 
   /** The person at the page stopped it; what has come in so far stays. */
@@ -105,8 +107,8 @@ export class Turn {
   #end() {
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
-    this.#draw();
     this.#parts.answer.setAttribute("aria-busy", "false");
+    this.#draw();
     show(this.#parts.waiting, false);
     this.#drawNumbers();
   }
@@ -122,7 +124,7 @@ export class Turn {
     const parts = this.#parts;
     if (this.#reasoning) this.#drawThinking();
     show(parts.waiting, !this.#reasoning && !this.content && !this.isFinished);
-    this.#prose.draw(this.content);
+    this.#prose.draw(this.content.trimStart());
     this.element.dispatchEvent(new Event("grown", { bubbles: true }));
   }
 
@@ -164,9 +166,9 @@ function countsOf(usage) {
   const within = [
     [details.image_tokens, "image"], [details.video_tokens, "video"], [details.cached_tokens, "cached"],
   ].filter(([count]) => count).map(([count, name]) => `${count} ${name}`);
-  const prompt = `${usage.prompt_tokens} prompt` + (within.length ? ` (${within.join(", ")})` : "");
+  const prompt = `${usage.prompt_tokens} prompt tokens` + (within.length ? ` (${within.join(", ")})` : "");
   const thought = usage.completion_tokens_details?.reasoning_tokens;
-  return [prompt, `${usage.completion_tokens} answer` + (thought ? ` (${thought} thinking)` : "")];
+  return [prompt, `${usage.completion_tokens} answer tokens` + (thought ? ` (${thought} thinking)` : "")];
 }
 
 function seconds(value) {
