@@ -69,7 +69,7 @@ serve() {
 }
 
 run_tests() {
-  install "$(join_extras test)"
+  install "$(join_extras test demo)"
   build_ops
   cd "$here"
   exec "$venv/bin/python" -m pytest "$@"
