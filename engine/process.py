@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterable
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -41,9 +42,10 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
         os._exit(1)
 
 
-def environment_for_child() -> dict[str, str]:
-    """Our environment and who the parent is; for processes that call `begin_child`."""
-    return {**os.environ, _PARENT: str(os.getpid())}
+def environment_for_child(passed_on: Iterable[str] | None = None) -> dict[str, str]:
+    """Our environment, or just the variables named, and who the parent is; for those who call `begin_child`."""
+    names = os.environ if passed_on is None else [name for name in passed_on if name in os.environ]
+    return {**{name: os.environ[name] for name in names}, _PARENT: str(os.getpid())}
 
 
 def adopt_orphans() -> None:

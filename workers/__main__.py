@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 from engine.channels import RunDirectory
@@ -15,5 +17,13 @@ def main(run_directory: str, rank: int) -> int:
     return Worker(RunDirectory(run_directory), rank).serve()
 
 
+def leave(code: int) -> None:
+    """End at once: everything is closed and sent, and taking the framework apart costs over a second of CPU."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    leave(main(sys.argv[1], int(sys.argv[2])))

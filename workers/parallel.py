@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.errors import ConfigError
-from engine.model_config import ModelConfig
+from engine.model_config import ModelConfig, check_tensor_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +34,13 @@ class Share:
         return len(self.vocab) * self.world
 
     def columns(self, width: int) -> range:
-        """This rank's part of a feed-forward width; `check_shares` has made sure that it divides."""
+        """This rank's part of a feed-forward width; `share_of` has made sure that it divides."""
         return _even_part(width, self.rank, self.world)
 
 
 def share_of(model: ModelConfig, rank: int, world: int) -> Share:
     """What rank `rank` of `world` holds. Raises ConfigError when the model does not divide."""
-    check_shares(model, world)
+    check_tensor_parallel(model, world)
     vocab_rows = -(-model.vocab_size // world)
     return Share(
         rank=rank,
@@ -50,29 +49,6 @@ def share_of(model: ModelConfig, rank: int, world: int) -> Share:
         kv_heads=_kv_part(model.num_kv_heads, rank, world),
         vocab=range(rank * vocab_rows, (rank + 1) * vocab_rows),
     )
-
-
-def check_shares(model: ModelConfig, world: int) -> None:
-    """Raise ConfigError, naming what does not divide and the sizes that do, unless `world` ranks fit."""
-    fitting = [size for size in (1, 2, 4, 8, 16) if not _misfits(model, size)]
-    for what, count in _misfits(model, world):
-        raise ConfigError(
-            f"--tensor-parallel-size {world} does not divide this model: it has {count} {what}. "
-            f"Sizes that do: {', '.join(map(str, fitting))}."
-        )
-
-
-def _misfits(model: ModelConfig, world: int) -> list[tuple[str, int]]:
-    """(name, count) of everything that cannot be cut into `world` equal parts."""
-    widths = [("attention heads", model.num_heads)]
-    if len(model.moe_layers) < model.num_layers:
-        widths.append(("columns in its dense feed-forward layers", model.intermediate_size))
-    if model.num_experts:
-        widths += [("columns in its experts", width) for width in model.moe_intermediate_sizes]
-    misfits = [(what, count) for what, count in widths if count % world]
-    if model.num_kv_heads % world and world % model.num_kv_heads:
-        misfits.append(("key-value heads", model.num_kv_heads))
-    return misfits
 
 
 def _even_part(count: int, rank: int, world: int) -> range:

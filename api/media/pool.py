@@ -19,6 +19,7 @@ import msgspec
 
 from api.media.protocol import Decoded, DecodeJob, DecoderReady, Refused, frame_length, pack, unpack_reply
 from engine.errors import ConfigError, RequestError
+from engine.process import environment_for_child
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class _Decoder:
 
     def _spawn(self) -> socket.socket:
         """Start the process from this thread, since it dies with the thread that started it."""
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment = environment_for_child(_PASSED_ON)
         environment |= {"PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         ours, theirs = socket.socketpair()
         with theirs:

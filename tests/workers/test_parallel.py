@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import ConfigError
 from tests.workers.builders import make_dense_config, make_tiny_config
-from workers.parallel import check_shares, share_of
+from workers.parallel import share_of
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
@@ -43,15 +43,15 @@ def test_vocabulary_is_padded_to_whole_shares():
 
 def test_heads_that_do_not_divide_name_the_sizes_that_do():
     config = make_tiny_config(num_heads=20, num_kv_heads=4)
-    with pytest.raises(ConfigError, match=r"8 does not divide.*20 attention heads.*do: 1, 2, 4\."):
-        check_shares(config, 8)
+    with pytest.raises(ConfigError, match=r"8 does not divide.*num_attention_heads = 20.*do: 1, 2, 4"):
+        share_of(config, 0, 8)
 
 
 def test_kv_heads_that_neither_divide_nor_repeat_are_refused():
-    with pytest.raises(ConfigError, match="3 key-value heads"):
-        check_shares(make_dense_config(num_heads=12, num_kv_heads=3), 4)
+    with pytest.raises(ConfigError, match="num_key_value_heads = 3"):
+        share_of(make_dense_config(num_heads=12, num_kv_heads=3), 0, 4)
 
 
 def test_expert_width_that_does_not_divide_is_refused():
-    with pytest.raises(ConfigError, match="20 columns in its experts"):
-        check_shares(make_tiny_config(moe_intermediate_sizes=(32, 20)), 8)
+    with pytest.raises(ConfigError, match=r"moe_intermediate_size\[1\] = 20"):
+        share_of(make_tiny_config(moe_intermediate_sizes=(32, 20)), 0, 8)
