@@ -43,7 +43,7 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
 
 
 def environment_for_child(passed_on: Iterable[str] | None = None) -> dict[str, str]:
-    """Our environment, or just the variables named, and who the parent is; for those who call `begin_child`."""
+    """Our environment, or just the variables named, and who the parent is; for users of `begin_child`."""
     names = os.environ if passed_on is None else [name for name in passed_on if name in os.environ]
     return {**{name: os.environ[name] for name in names}, _PARENT: str(os.getpid())}
 

@@ -18,7 +18,7 @@ def main(run_directory: str, rank: int) -> int:
 
 
 def leave(code: int) -> None:
-    """End at once: everything is closed and sent, and taking the framework apart costs over a second of CPU."""
+    """End at once: all is closed and sent, and taking the framework apart costs over a second of CPU."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
