@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,7 @@ def test_weight_reports_its_size_in_every_format(rand):
 def test_the_first_op_imports_no_framework():
     script = """
 import sys
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +126,7 @@ print(sorted({"torch", "paddle"} & set(sys.modules)))
 def test_torch_tensors_are_accepted_when_torch_comes_later():
     pytest.importorskip("torch")
     script = """
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +141,30 @@ print(out.tolist())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[1.0, 2.0, 3.0]", done.stderr
+
+
+class OnCuda:
+    """A CPU array that says through DLPack that it is on the second GPU."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 1
+
+    def __dlpack__(self, **options: object) -> object:
+        capsule = self.values.__dlpack__()
+        pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        device = (ctypes.c_int32 * 2).from_address(
+            pointer_of(capsule, b"dltensor") + 8
+        )  # after the data pointer
+        device[:] = self.__dlpack_device__()
+        return capsule
+
+
+def test_a_tensor_on_a_gpu_is_named_with_its_device():
+    with pytest.raises(
+        ValueError, match="cast: x is on cuda:1 but this build of cuda_ops has CPU bodies only"
+    ):
+        cuda_ops.cast(OnCuda(ones(4)), ones(4))

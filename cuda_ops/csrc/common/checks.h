@@ -121,7 +121,10 @@ class Checks {
  private:
   void require_cpu(const TensorView& tensor, const char* name) const {
     if (tensor.device().device_type == kDLCPU) return;
-    fail(std::string(name) + " is on device type " + std::to_string(int(tensor.device().device_type)) +
+    const int type = tensor.device().device_type;
+    const std::string device = type == kDLCUDA ? "cuda:" + std::to_string(tensor.device().device_id)
+                                               : "device type " + std::to_string(type);
+    fail(std::string(name) + " is on " + device +
          " but this build of cuda_ops has CPU bodies only: copy it to the CPU first");
   }
 
