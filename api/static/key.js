@@ -28,7 +28,6 @@ export class Key {
         input.value = "";
         resolve(given);
       };
-      dialog.querySelector("form").onsubmit = () => { dialog.returnValue = "given"; };
     });
   }
 

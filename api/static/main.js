@@ -6,7 +6,7 @@ import { Key } from "./key.js";
 import { acceptFiles, Tray } from "./media.js";
 import { chatBody } from "./request.js";
 import { offerSamples } from "./samples.js";
-import { readModel, readState, streamChat } from "./server.js";
+import { Failure, readModel, readState, streamChat } from "./server.js";
 import { Settings } from "./settings.js";
 import { Turn } from "./turn.js";
 
@@ -48,9 +48,8 @@ function askAgain(turn) {
 }
 
 async function askSample(text, files) {
-  if (running) return;
-  await tray.add(files);
-  await askNew(text, tray.take());
+  tray.add(files);
+  if (!running) await askNew(text, tray.take());
 }
 
 /** Ask for the answer to `turn`, on top of the finished turns before it, and show it as it comes. */
@@ -58,17 +57,21 @@ async function run(turn) {
   running = new AbortController();
   drawRunning();
   const before = turns.slice(0, turns.indexOf(turn)).filter((earlier) => earlier.counts);
-  turn.begin(chatBody(model?.id, before, turn.question, settings.fields));
   announce("Waiting for the answer.");
+  turn.wait();
   let failure = null;
   try {
+    await Promise.all(turn.question.media.map((attachment) => attachment.ready));
+    turn.begin(chatBody(model?.id, before, turn.question, settings.fields));
     await receive(turn);
   } catch (error) {
     failure = error;
   }
   running = null;
   drawRunning();
-  if (failure) await handleFailure(turn, failure);
+  const failed = failure && handleFailure(turn, failure);
+  if (follows) follow();
+  await failed; // it may be asking for a key
 }
 
 async function receive(turn) {
@@ -88,6 +91,7 @@ async function handleFailure(turn, failure) {
     announce("Stopped.");
     return;
   }
+  if (!(failure instanceof Failure)) console.error(failure); // a mistake of this page
   turn.fail(failure.message);
   announce(failure.message);
   if (failure.needsKey && (await key.ask())) {
@@ -159,7 +163,7 @@ function drawModel() {
     : "";
   const canSee = model?.modalities?.includes("image") ?? true;
   show(byId("attach"), canSee);
-  if (!canSee) offerSamples(askSample, canSee);
+  if (!canSee) offerSamples(askSample, (problem) => tray.say(problem), canSee);
 }
 
 // the page --------------------------------------------------------------------------------------
@@ -198,7 +202,7 @@ function hasKeyboard() {
 }
 
 function noticeScroll() {
-  follows = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 40;
+  follows = !turns.length || scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 40;
   show(byId("to-end"), !follows);
 }
 
@@ -234,9 +238,9 @@ function start() {
   message.addEventListener("keydown", onMessageKey);
   document.addEventListener("keydown", onKey);
   scroller.addEventListener("scroll", noticeScroll, { passive: true });
-  scroller.addEventListener("grown", () => follows && follow());
+  new ResizeObserver(() => running && follows && follow()).observe(byId("turns")); // texts and pictures come in
   window.addEventListener("online", watch);
-  offerSamples(askSample, true);
+  offerSamples(askSample, (problem) => tray.say(problem), true);
   if (hasKeyboard()) message.focus();
   fit();
   watch();

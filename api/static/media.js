@@ -1,6 +1,7 @@
 // Pictures and clips on their way into a question: picked, dropped, pasted, shown as thumbnails, removed.
 
 import { byId, make, show } from "./dom.js";
+import { Failure } from "./server.js";
 
 // The body holds them as base64, a third larger; the server takes 256 MiB unless told otherwise.
 export const MAX_BYTES = 180 * 1024 * 1024;
@@ -13,14 +14,15 @@ class Attachment {
     this.kind = file.type.startsWith("video/") ? "video" : "image";
     this.size = file.size;
     this.url = URL.createObjectURL(file);
-    this.data = "";
+    this.data = ""; // once it is `ready`
+    this.ready = this.#read();
   }
 
-  async read() {
+  async #read() {
     this.data = await new Promise((done, failed) => {
       const reader = new FileReader();
       reader.onload = () => done(reader.result);
-      reader.onerror = () => failed(reader.error);
+      reader.onerror = () => failed(new Failure(`${this.name} could not be read. Attach it again.`));
       reader.readAsDataURL(this.file);
     });
   }
@@ -63,17 +65,15 @@ export class Tray {
     return this.#attachments.length === 0;
   }
 
-  /** Add what can be asked about; say which files cannot. Resolves once all are read. */
-  async add(files) {
+  /** Add what can be asked about; say which files cannot. */
+  add(files) {
     const problems = [];
-    const reading = [];
     for (const file of files) {
       const problem = this.#problem(file);
       if (problem) problems.push(problem);
-      else reading.push(this.#append(file));
+      else this.#append(file);
     }
-    this.#say(problems.join(" "));
-    await Promise.all(reading);
+    this.say(problems.join(" "));
   }
 
   /** Hand over all attachments, in order, and be empty. */
@@ -82,7 +82,7 @@ export class Tray {
     this.#attachments = [];
     this.#list.replaceChildren();
     show(this.#list, false);
-    this.#say("");
+    this.say("");
     return taken;
   }
 
@@ -96,18 +96,22 @@ export class Tray {
     return "";
   }
 
-  async #append(file) {
+  /** Show a sentence above the text, or none. */
+  say(text) {
+    this.#notice.textContent = text;
+    show(this.#notice, text !== "");
+  }
+
+  #append(file) {
     const attachment = new Attachment(file, this.#uniqueName(file));
     this.#attachments.push(attachment);
     const item = this.#item(attachment);
     this.#list.append(item);
     show(this.#list, true);
-    try {
-      await attachment.read();
-    } catch {
+    attachment.ready.catch((error) => {
       this.#remove(attachment, item);
-      this.#say(`${file.name} could not be read. Attach it again.`);
-    }
+      this.say(error.message);
+    });
   }
 
   #item(attachment) {
@@ -127,7 +131,7 @@ export class Tray {
     URL.revokeObjectURL(attachment.url);
     item.remove();
     show(this.#list, !this.isEmpty);
-    this.#say("");
+    this.say("");
   }
 
   /** Pasted pictures are all called image.png; files of one name would be one in code that reads them. */
@@ -137,24 +141,19 @@ export class Tray {
     this.#names.set(name, used + 1);
     return used ? name.replace(/(\.[^.]*)?$/, (ending) => `-${used + 1}${ending}`) : name;
   }
-
-  #say(text) {
-    this.#notice.textContent = text;
-    show(this.#notice, text !== "");
-  }
 }
 
 /** Let files come in by every way a browser has: the dialog, drops anywhere, the clipboard. */
 export function acceptFiles(tray, changed) {
-  const add = async (files) => {
+  const add = (files) => {
     if (!files.length) return;
-    await tray.add([...files]);
+    tray.add([...files]);
     changed();
   };
   const input = byId("files");
   byId("attach").addEventListener("click", () => input.click());
-  input.addEventListener("change", async () => {
-    await add(input.files);
+  input.addEventListener("change", () => {
+    add(input.files);
     input.value = "";
   });
   document.addEventListener("paste", (event) => {

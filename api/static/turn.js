@@ -25,6 +25,7 @@ export class Turn {
       answer: find(".answer"), thinking: find(".thinking"), label: find(".label"), thoughts: find(".thoughts"),
       waiting: find(".waiting"), prose: find(".prose"), failure: find(".failure"), sentence: find(".sentence"),
       below: find(".below"), numbers: find(".numbers"), copyAnswer: find(".copy-answer"),
+      asCode: find(".as-code"),
     };
     this.#prose = new Prose(this.#parts.prose);
     find("h3").textContent = `Question ${number}`;
@@ -43,19 +44,25 @@ export class Turn {
     return this.isFinished && this.content !== "";
   }
 
-  /** Forget an earlier try, and wait for the first token. */
-  begin(body) {
+  /** Forget an earlier try, and show that an answer is on its way. */
+  wait() {
     const parts = this.#parts;
-    Object.assign(this, { body, content: "", isFinished: false });
-    this.#reasoning = "";
+    this.content = this.#reasoning = "";
+    this.isFinished = false;
     this.#usage = this.#firstUsage = null;
-    this.#times = { asked: performance.now(), first: 0, last: 0, thought: 0 };
+    this.#times = { asked: 0, first: 0, last: 0, thought: 0 };
     parts.thoughts.textContent = "";
     parts.thinking.open = false;
     parts.answer.setAttribute("aria-busy", "true");
     for (const part of [parts.thinking, parts.failure, parts.below]) show(part, false);
     show(parts.waiting, true);
     this.#drawSoon();
+  }
+
+  /** The request is on its way: the time until the first token starts here. */
+  begin(body) {
+    this.body = body;
+    this.#times.asked = performance.now();
   }
 
   /** One chunk of the stream. */
@@ -125,7 +132,6 @@ export class Turn {
     if (this.#reasoning) this.#drawThinking();
     show(parts.waiting, !this.#reasoning && !this.content && !this.isFinished);
     this.#prose.draw(this.content.trimStart());
-    this.element.dispatchEvent(new Event("grown", { bubbles: true }));
   }
 
   #drawThinking() {
@@ -133,7 +139,7 @@ export class Turn {
     const isRunning = parts.answer.getAttribute("aria-busy") === "true" && !this.content;
     show(parts.thinking, true);
     parts.thinking.classList.toggle("running", isRunning);
-    const spent = ((times.thought || times.last) - times.asked) / 1000;
+    const spent = ((times.thought || times.last) - times.first) / 1000;
     parts.label.textContent = isRunning ? "Thinking" : `Thought for ${seconds(spent)}`;
     parts.thoughts.textContent = this.#reasoning.trim();
   }
@@ -145,6 +151,7 @@ export class Turn {
     if (rate) this.#addNumber(`${rate} tokens/s`);
     if (this.#usage) for (const part of countsOf(this.#usage)) this.#addNumber(part);
     show(this.#parts.copyAnswer, this.content !== "");
+    show(this.#parts.asCode, this.body !== null);
     show(this.#parts.below, true);
   }
 
