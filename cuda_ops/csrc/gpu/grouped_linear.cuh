@@ -368,7 +368,9 @@ const char* launch_shape(void* stream, const GroupedLinear& p) {
         ceil_div(p.num_rows, tokens) + (p.starts ? std::min(p.num_rows, p.groups_per_pool) : 0);
     most_tasks += rows * ceil_div(p.pools[pool].row_tiles(), row_tiles);
   }
-  static_assert(Shape::shared_bytes <= 163 * 1024, "more shared memory than an A100 has");
+  static_assert(Shape::shared_bytes <= 161 * 1024, "a block takes more shared memory than an A100 has");
+  static_assert(blocks * (Shape::shared_bytes + 2304) <= 227 * 1024,
+                "the blocks do not fit together on an H100");
   const int64_t grid = std::min(most_tasks, int64_t(num_multiprocessors()) * blocks);
   return launch({"grouped_linear", dim3(unsigned(grid)), kGemmThreads, Shape::shared_bytes, stream},
                 grouped_linear_kernel<Shape>, p);
