@@ -48,10 +48,11 @@ def make_sequence(seq_id: int, client: Client, request: AddRequest, limits: Limi
         max_num_tokens=max_num_tokens,
         stop_token_ids=stop_token_ids(request.sampling, limits.eos_token_ids),
         sampling=request.sampling,
-        media=request.media,
+        media=list(request.media),
         priority=request.priority,
         arrival=request.arrival if 0.0 < request.arrival <= now else now,  # also where it is NaN
         tenant=request.tenant,
+        cache_salt=request.cache_salt,
     )
 
 

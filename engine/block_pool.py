@@ -1,8 +1,8 @@
 """Which KV blocks are free and how many owners the others have.
 
-Bookkeeping only: the tensors are in workers/kv_cache.py, and which sequence holds which block is in
-kv_manager.py. Blocks leave in the order they were given back, so the content of a freed block survives
-as long as it can.
+Bookkeeping only: the tensors are in workers/kv_cache.py, which sequence holds which block is in
+kv_manager.py, what the blocks hold in prefix_cache.py. Blocks leave in the order they were given back, so the
+content of a freed block survives as long as it can; those whose content is of no use leave first.
 """
 
 from __future__ import annotations
@@ -22,10 +22,23 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._free: OrderedDict[BlockId, None] = OrderedDict.fromkeys(range(num_blocks))  # oldest first
         self._num_owners = [0] * num_blocks
+        self.num_freed = 0  # in all this time: when it changes, whoever did not fit may try again
 
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    def has_owner(self, block_id: BlockId) -> bool:
+        return self._num_owners[block_id] > 0
+
+    def num_owned_alone(self, block_ids: list[BlockId]) -> int:
+        """How many blocks at the end of a table nobody else owns; only its beginning may be shared."""
+        count = 0
+        for block_id in reversed(block_ids):
+            if self._num_owners[block_id] != 1:
+                break
+            count += 1
+        return count
 
     def try_take(self, count: int) -> list[BlockId] | None:
         """`count` free blocks with one owner each, or None (and nothing taken) when there are fewer."""
@@ -50,6 +63,14 @@ class BlockPool:
             self._num_owners[block_id] -= 1
             if self._num_owners[block_id] == 0:
                 self._free[block_id] = None
+                self.num_freed += 1
+
+    def give_back_unused(self, block_ids: Iterable[BlockId]) -> None:
+        """The same for blocks that hold nothing worth keeping: they are reused before all others."""
+        for block_id in block_ids:
+            self.give_back((block_id,))
+            if block_id in self._free:
+                self._free.move_to_end(block_id, last=False)
 
     def recount(self, owners: Counter[BlockId]) -> None:
         """Raise EngineError unless the books agree with `owners`, the true number of owners of each block."""

@@ -55,9 +55,10 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 0  # tokens of one step; 0: 2048
     enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = True
     block_size: int = 64
     gpu_memory_utilization: float = 0.9
-    kv_cache_memory: int = 0  # bytes over all ranks on CPU; 0: a default, see workers/kv_cache.py
+    kv_cache_memory: int = 0  # bytes over all ranks; 0: what the memory plan leaves, see plan_server.py
 
     # ranks
     tensor_parallel_size: int = 1

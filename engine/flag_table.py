@@ -113,11 +113,15 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
              "2048, or the whole context when chunked prefill is off"),
         Switch(("--enable-chunked-prefill",), "enable_chunked_prefill",
                "cut long prompts into chunks, so that running answers go on meanwhile"),
+        Switch(("--enable-prefix-caching",), "enable_prefix_caching",
+               "keep the KV blocks of finished requests, so that the next one with the same beginning, "
+               "images included, need not compute it"),
         Flag(("--block-size",), "block_size", values.integer(1, 1024), "TOKENS", "tokens of one KV block"),
         Flag(("--gpu-memory-utilization",), "gpu_memory_utilization", values.fraction, "SHARE",
              "share of a GPU's memory for weights, activations and KV cache"),
         Flag(("--kv-cache-memory",), "kv_cache_memory", values.num_bytes, "SIZE",
-             "KV cache of all ranks together on CPU, as in 4GiB", "chosen from the free memory"),
+             "KV cache of all ranks together, as in 4GiB", "what the memory plan leaves; on CPU at most what "
+             "--max-num-seqs can use, and half of the free memory or 4 GiB"),
     ),
     "ranks": (
         Flag(("--tensor-parallel-size", "--tp", "-tp"), "tensor_parallel_size", values.integer(1, 64), "N",

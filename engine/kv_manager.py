@@ -1,7 +1,7 @@
-"""Gives sequences their KV blocks, on demand, and takes them back.
+"""Gives sequences their KV blocks, on demand or out of the prefix cache, and takes them back.
 
-The only file that changes a sequence's block table. Which blocks are free is in block_pool.py; who has
-to give way when there are none is the scheduler's decision.
+The only file that changes a sequence's block table. Which blocks are free is in block_pool.py, what the full
+ones hold is in prefix_cache.py; who has to give way when there are none is the scheduler's decision.
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ from collections.abc import Iterable
 
 from engine.block_pool import BlockId, BlockPool
 from engine.errors import EngineError
+from engine.prefix_cache import PrefixCache, extend_keys
 from engine.sequence import Sequence
 
 
 class KVManager:
-    """Block tables of all sequences."""
+    """Block tables of all sequences. Without `caches_prefixes` no block is ever shared."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, caches_prefixes: bool = False) -> None:
         self.block_size = block_size  # tokens per block
         self.pool = BlockPool(num_blocks)
+        self.cache = PrefixCache()
+        self.caches_prefixes = caches_prefixes
+
+    # ------------------------------------------------------------------ looking
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -32,24 +37,71 @@ class KVManager:
         """Whether a sequence of this length fits when it is alone."""
         return self.num_blocks_for(num_tokens) <= self.pool.num_blocks
 
+    def find_prefix(self, sequence: Sequence) -> list[BlockId]:
+        """Cached blocks that a waiting sequence may begin with; they leave at least one token to compute."""
+        if not self.caches_prefixes:
+            return []
+        extend_keys(sequence, self.block_size)
+        at_most = (sequence.num_tokens - 1) // self.block_size
+        return self.cache.find(sequence.block_keys[:at_most])
+
+    def num_needed_from_free(self, sequence: Sequence, prefix: list[BlockId]) -> int:
+        """How many free blocks a waiting sequence takes for all its tokens when it begins with `prefix`."""
+        num_idle = sum(not self.pool.has_owner(block_id) for block_id in prefix)
+        return self.num_blocks_for(sequence.num_tokens) - len(prefix) + num_idle
+
+    # ------------------------------------------------------------------ giving and taking
+
+    def begin_with(self, sequence: Sequence, prefix: list[BlockId]) -> None:
+        """The cached blocks become the beginning of an empty block table, and count as computed."""
+        for block_id in prefix:
+            self.pool.share(block_id)
+        sequence.block_ids = list(prefix)
+        sequence.num_slots = len(prefix) * self.block_size
+        sequence.num_computed_tokens = sequence.num_slots
+
     def try_extend(self, sequence: Sequence, num_tokens: int) -> list[BlockId] | None:
         """Make room for the first `num_tokens` tokens; returns the blocks added, None if there is no room."""
         taken = self.pool.try_take(self.num_missing_blocks(sequence, num_tokens))
         if taken is None:
             return None
+        self.cache.forget(taken)
         sequence.block_ids += taken
         sequence.num_slots = len(sequence.block_ids) * self.block_size
         return taken
 
-    def release(self, sequence: Sequence) -> None:
-        """Take all blocks back, the last first: the start of a prompt is the part worth keeping longest."""
-        self.pool.give_back(reversed(sequence.block_ids))
+    def remember(self, sequence: Sequence) -> None:
+        """Let others share the blocks that are full of computed tokens."""
+        if not self.caches_prefixes:
+            return
+        num_full = sequence.num_computed_tokens // self.block_size
+        if num_full > len(sequence.block_keys):
+            extend_keys(sequence, self.block_size)
+        for index in range(sequence.num_remembered, num_full):
+            self.cache.enter(sequence.block_keys[index], sequence.block_ids[index])
+        sequence.num_remembered = num_full
+
+    def release(self, sequence: Sequence, is_computed: bool = True) -> None:
+        """Take all blocks back, the last first: the start of a prompt is the part worth keeping longest.
+
+        `is_computed` is False while a step that writes into them is still on its way.
+        """
+        if is_computed:
+            sequence.num_remembered = 0  # a block that was another's copy may now be the only one
+            self.remember(sequence)
+        if self.caches_prefixes:
+            self.pool.give_back_unused(one for one in sequence.block_ids if one not in self.cache)
+        self.pool.give_back(
+            one for one in reversed(sequence.block_ids) if not self.caches_prefixes or one in self.cache
+        )
         sequence.block_ids = []
-        sequence.num_slots = 0
+        sequence.num_slots = sequence.num_remembered = 0
+
+    # ------------------------------------------------------------------ proof
 
     def recount(self, running: Iterable[Sequence], others: Iterable[Sequence]) -> None:
         """Raise EngineError unless every block belongs to exactly the sequences that hold it."""
-        owners: Counter[BlockId] = Counter()
+        running, owners = list(running), Counter[BlockId]()
         for sequence in running:
             self._check_table(sequence)
             owners.update(sequence.block_ids)
@@ -57,6 +109,9 @@ class KVManager:
             if sequence.block_ids or sequence.num_slots:
                 raise EngineError(f"request {sequence.request_id} is not running but holds KV blocks")
         self.pool.recount(owners)
+        self.cache.recount(running)
+        for sequence in running:
+            self._check_nobody_else_writes(sequence, owners)
 
     def _check_table(self, sequence: Sequence) -> None:
         table = sequence.block_ids
@@ -66,3 +121,9 @@ class KVManager:
             raise EngineError(f"request {sequence.request_id} miscounts its slots")
         if sequence.num_computed_tokens > sequence.num_slots:
             raise EngineError(f"request {sequence.request_id} computed more tokens than its blocks hold")
+
+    def _check_nobody_else_writes(self, sequence: Sequence, owners: Counter[BlockId]) -> None:
+        """Blocks that are not full of computed tokens will be written to."""
+        for block_id in sequence.block_ids[sequence.num_computed_tokens // self.block_size :]:
+            if owners[block_id] > 1:
+                raise EngineError(f"KV block {block_id} is shared, and {sequence.request_id} writes to it")

@@ -79,6 +79,7 @@ class StepLoop:
             return
         self._group.send(plan)
         self._publish()
+        self._scheduler.tidy()
         await self._finish_step(plan, begin)
 
     async def _finish_step(self, plan: StepPlan, begin: float) -> None:

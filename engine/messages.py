@@ -59,6 +59,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True):
     arrival: float = 0.0  # time.monotonic() when the HTTP request came in
     priority: int = 0  # smaller runs earlier
     tenant: str = ""
+    cache_salt: str = ""  # the prefix cache is shared only among requests with the same one
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
@@ -109,7 +110,7 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_token_id: int | None = None  # which end token stopped it
     error: str | None = None  # with finish_reason "error": a sentence for the client
     error_status: int = 500  # 429 when the queue is full, 503 when a worker died
-    num_cached_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache; in the first output
     queue_seconds: float = 0.0  # arrival to first scheduled, in the first output
 
 
@@ -164,7 +165,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
     seq_id: int
     num_tokens: int
-    new_block_ids: list[int]  # appended to its block table before computing
+    new_block_ids: list[int]  # appended to its block table before computing; cached ones first
     samples: bool  # the chunk ends at the sequence's last token: sample the next one
 
 

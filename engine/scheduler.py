@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from engine.admission import Limits, make_sequence
+from engine.block_pool import BlockId
 from engine.budget import StepBudget
 from engine.config import ServerConfig
 from engine.errors import EngineError, RequestError
@@ -28,6 +29,7 @@ from engine.messages import (
     TokenLogprobs,
 )
 from engine.outbox import Client, Outbox
+from engine.prefix_cache import extend_keys
 from engine.sequence import Sequence, Status
 from engine.stopping import FinishReason, finish_reason
 from engine.waiting import WaitingQueue
@@ -56,13 +58,14 @@ class Scheduler:
         self.limits = Limits(
             config.max_model_len, num_blocks * config.block_size, vocab_size, frozenset(eos_token_ids)
         )
-        self.kv = KVManager(num_blocks, config.block_size)
+        self.kv = KVManager(num_blocks, config.block_size, config.enable_prefix_caching)
         self.waiting = WaitingQueue(config.max_waiting)
         self.running: list[Sequence] = []  # in order of admission: the last gives way first
         self.num_preemptions = 0
         self.num_tokens_in_step = 0  # computed by the plan made last
         self._by_request: dict[str, Sequence] = {}  # everything live
         self._by_seq_id: dict[int, Sequence] = {}  # everything the ranks know and we still want
+        self._filling: list[Sequence] = []  # the step in flight may fill blocks of theirs
         self._dropped: list[int] = []  # the ranks still know them, the next plan says to forget
         self._outbox = Outbox()
         self._headroom = num_blocks // 100  # blocks left to the running when another is admitted
@@ -139,6 +142,7 @@ class Scheduler:
                 f"step {result.step} returned {len(result.tokens)} tokens, expected {self._samples_in_flight}"
             )
         self._samples_in_flight = None
+        self._remember_blocks()
         self._outbox.num_generated_tokens += len(result.tokens)
         for sampled in result.tokens:
             # A sequence aborted during the step is not here any more; its token is nobody's.
@@ -146,6 +150,12 @@ class Scheduler:
             if sequence is not None:
                 self._append(sequence, sampled, now)
         self._forget_finished()
+
+    def tidy(self) -> None:
+        """What can be done while the ranks compute, so that they need not wait for it later."""
+        if self.kv.caches_prefixes:
+            for sequence in self._filling:
+                extend_keys(sequence, self.config.block_size)
 
     def take_outbox(self) -> Outbox:
         """Everything to publish since the last call."""
@@ -229,12 +239,13 @@ class Scheduler:
             return
         promised = self._num_promised_blocks() + (self._headroom if self.running else 0)
         while budget.num_admissions > 0 and (sequence := self.waiting.first()):
-            num_tokens = budget.chunk_of(sequence.num_tokens)
-            missing = self.kv.num_missing_blocks(sequence, sequence.num_tokens)
-            if num_tokens == 0 or missing > self.kv.pool.num_free - promised:
+            prefix = self.kv.find_prefix(sequence)
+            num_tokens = budget.chunk_of(sequence.num_tokens - len(prefix) * self.config.block_size)
+            needed = self.kv.num_needed_from_free(sequence, prefix)
+            if num_tokens == 0 or needed > self.kv.pool.num_free - promised:
                 return
-            self._admit(sequence, draft, now)
-            self._plan_chunk(sequence, num_tokens, draft, budget)
+            self._admit(sequence, prefix, draft, now)
+            self._plan_chunk(sequence, num_tokens, draft, budget, prefix)
             budget.num_admissions -= 1
             promised += self.kv.num_missing_blocks(sequence, sequence.num_tokens)
 
@@ -247,23 +258,41 @@ class Scheduler:
             if sequence.num_computed_tokens < sequence.num_tokens
         )
 
-    def _admit(self, sequence: Sequence, draft: StepDraft, now: float) -> None:
+    def _admit(self, sequence: Sequence, prefix: list[BlockId], draft: StepDraft, now: float) -> None:
         self.waiting.drop(sequence)
+        self.kv.begin_with(sequence, prefix)
+        if not sequence.first_scheduled:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
         self.running.append(sequence)
         self._by_seq_id[sequence.seq_id] = sequence
         sequence.status = Status.RUNNING
         sequence.first_scheduled = sequence.first_scheduled or now
         draft.added.append(sequence.to_message())
 
-    def _plan_chunk(self, sequence: Sequence, num_tokens: int, draft: StepDraft, budget: StepBudget) -> None:
-        """The caller has made sure that the blocks are there."""
+    def _plan_chunk(
+        self,
+        sequence: Sequence,
+        num_tokens: int,
+        draft: StepDraft,
+        budget: StepBudget,
+        prefix: Iterable[BlockId] = (),
+    ) -> None:
+        """The caller has made sure that the blocks are there. The ranks do not know those of `prefix` yet."""
         sequence.num_computed_tokens += num_tokens
         new_block_ids = self.kv.try_extend(sequence, sequence.num_computed_tokens)
         assert new_block_ids is not None
         samples = sequence.num_computed_tokens == sequence.num_tokens
-        draft.chunks.append(Chunk(sequence.seq_id, num_tokens, new_block_ids, samples))
+        draft.chunks.append(Chunk(sequence.seq_id, num_tokens, [*prefix, *new_block_ids], samples))
+        self._filling.append(sequence)
         draft.num_sampling += samples
         budget.num_tokens -= num_tokens
+
+    def _remember_blocks(self) -> None:
+        """The step has been computed, and others may use what it filled."""
+        for sequence in self._filling:
+            if sequence.is_running:
+                self.kv.remember(sequence)
+        self._filling.clear()
 
     def _seal(self, draft: StepDraft) -> StepPlan:
         assert not self.has_step_in_flight
@@ -284,6 +313,8 @@ class Scheduler:
                 status=429,
                 code="queue_full",
             )
+        if self.kv.caches_prefixes:
+            extend_keys(sequence, self.config.block_size)  # now rather than when the ranks wait for a plan
         self._num_sequences += 1
         self._by_request[sequence.request_id] = sequence
 
@@ -331,7 +362,7 @@ class Scheduler:
 
     def _take_from_ranks(self, sequence: Sequence) -> None:
         """A step in flight may still write into the blocks: harmless, as later steps come after it."""
-        self.kv.release(sequence)
+        self.kv.release(sequence, is_computed=not self.has_step_in_flight)
         del self._by_seq_id[sequence.seq_id]
         self._dropped.append(sequence.seq_id)
 

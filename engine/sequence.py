@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 from engine.messages import Chunk, MediaItem, NewSequence, SamplingParams
 
@@ -38,12 +39,15 @@ class Sequence:
     priority: int = 0
     arrival: float = 0.0  # monotonic seconds, as every time here
     tenant: str = ""
+    cache_salt: str = ""  # prefixes are shared only among equal ones
 
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # of them, found in the prefix cache when first admitted
     block_ids: list[int] = field(default_factory=list)
     num_slots: int = 0  # len(block_ids) * block_size: tokens that fit without a new block
+    block_keys: list[Any] = field(default_factory=list)  # prefix_cache.BlockKey of each full block so far
+    num_remembered: int = 0  # blocks that the prefix cache was told of
     num_preemptions: int = 0
     finish_reason: str = ""
     first_scheduled: float = 0.0  # 0.0: not yet

@@ -64,6 +64,7 @@ class SchedulerWorld:
         return self.scheduler.schedule(self.now)
 
     def run(self, plan: StepPlan) -> None:
+        self.scheduler.tidy()
         self.scheduler.apply(self.ranks.run(plan), self.now)
         self._collect()
 

@@ -1,14 +1,17 @@
 """A stand-in for the ranks: it keeps the mirror that a real rank keeps, and complains about a wrong plan.
 
 `RankMirror` answers plans in the same process; `fake_rank.py` wraps it into a process that speaks the real
-sockets. Its tokens depend on the sequence's own tokens alone, so any schedule must give equal outputs.
+sockets. Its tokens depend on the sequence's own tokens and media alone, so any schedule must give equal
+outputs. A slot remembers the whole history up to its token, as real KV does, and is read back at every step.
 """
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 
-from engine.messages import Chunk, SampledToken, StepPlan, StepResult
+from engine.messages import Chunk, MediaItem, SampledToken, StepPlan, StepResult
 
 _MASK = (1 << 61) - 1
 
@@ -17,25 +20,36 @@ _MASK = (1 << 61) - 1
 class MirrorSequence:
     tokens: list[int]
     computed: int
+    media: list[MediaItem] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    histories: list[int] = field(default_factory=list)  # of each token: a digest of everything up to it
     digest: int = 0
 
     def __post_init__(self) -> None:
-        for token in self.tokens:
-            self.digest = (self.digest * 1000003 + token + 1) & _MASK
+        covered = {
+            item.offset + i: zlib.crc32(f"{item.content_hash} {i}".encode()) + 1
+            for item in self.media
+            for i in range(item.num_tokens)
+        }
+        for position, token in enumerate(self.tokens):
+            self._digest(token + (covered.get(position, 0) << 20))
 
     def append(self, token: int) -> None:
         self.tokens.append(token)
-        self.digest = (self.digest * 1000003 + token + 1) & _MASK
+        self._digest(token)
+
+    def _digest(self, value: int) -> None:
+        self.digest = (self.digest * 1000003 + value + 1) & _MASK
+        self.histories.append(self.digest)
 
 
 class RankMirror:
-    """Runs plans without computing anything; every slot remembers which token was written to it."""
+    """Runs plans without computing anything; every slot remembers what was written to it."""
 
     def __init__(self, num_blocks: int, block_size: int, vocab_size: int, check_slots: bool = True) -> None:
         self.num_blocks, self.block_size, self.vocab_size = num_blocks, block_size, vocab_size
         self.sequences: dict[int, MirrorSequence] = {}
-        self.slots: dict[int, int] = {}  # slot -> token id written there
+        self.slots: dict[int, int] = {}  # slot -> the history written there
         self.check_slots = check_slots
         self.step = 0
 
@@ -46,21 +60,31 @@ class RankMirror:
             del self.sequences[seq_id]
         for new in plan.added:
             assert new.seq_id not in self.sequences, f"sequence {new.seq_id} added twice"
-            self.sequences[new.seq_id] = MirrorSequence(list(new.token_ids), new.num_computed_tokens)
-        self._check_no_block_is_shared(plan)
+            self.sequences[new.seq_id] = MirrorSequence(
+                list(new.token_ids), new.num_computed_tokens, list(new.media)
+            )
+        self._hand_out_blocks(plan)
         tokens = [self._compute(chunk) for chunk in plan.chunks]
         return StepResult(plan.step, [token for token in tokens if token])
 
     def next_token(self, sequence: MirrorSequence) -> int:
         return sequence.digest % self.vocab_size
 
-    def _check_no_block_is_shared(self, plan: StepPlan) -> None:
+    def _hand_out_blocks(self, plan: StepPlan) -> None:
         for chunk in plan.chunks:
             self.sequences[chunk.seq_id].blocks += chunk.new_block_ids
         if self.check_slots:
-            blocks = [block for sequence in self.sequences.values() for block in sequence.blocks]
-            assert len(set(blocks)) == len(blocks), "two sequences hold the same block"
-            assert all(0 <= block < self.num_blocks for block in blocks)
+            self._check_writers(plan)
+
+    def _check_writers(self, plan: StepPlan) -> None:
+        """Blocks may be shared, but not those that this step writes to."""
+        users = Counter(block for sequence in self.sequences.values() for block in sequence.blocks)
+        assert all(0 <= block < self.num_blocks for block in users)
+        for chunk in plan.chunks:
+            sequence = self.sequences[chunk.seq_id]
+            assert len(set(sequence.blocks)) == len(sequence.blocks), "a sequence holds a block twice"
+            for block in sequence.blocks[sequence.computed // self.block_size :]:
+                assert users[block] == 1, f"block {block} is shared and {chunk} writes to it"
 
     def _compute(self, chunk: Chunk) -> SampledToken | None:
         sequence = self.sequences[chunk.seq_id]
@@ -81,9 +105,9 @@ class RankMirror:
     def _write_and_check(self, sequence: MirrorSequence, end: int) -> None:
         slots = [block * self.block_size + i for block in sequence.blocks for i in range(self.block_size)]
         for position in range(sequence.computed, end):
-            self.slots[slots[position]] = sequence.tokens[position]
+            self.slots[slots[position]] = sequence.histories[position]
         for position in range(end):
-            assert self.slots.get(slots[position]) == sequence.tokens[position], (
-                f"position {position} was overwritten: holds {self.slots.get(slots[position])}, "
-                f"expected {sequence.tokens[position]}"
+            assert self.slots.get(slots[position]) == sequence.histories[position], (
+                f"the slot of position {position} belongs to another history: "
+                f"{self.slots.get(slots[position])}, expected {sequence.histories[position]}"
             )

@@ -31,7 +31,9 @@ def test_long_prompt_is_cut_into_chunks_of_the_step_budget():
 
 
 def test_whole_prompt_waits_for_its_own_step_when_chunking_is_off():
-    world = make_scheduler(max_num_batched_tokens=16, enable_chunked_prefill=False)
+    world = make_scheduler(
+        max_num_batched_tokens=16, enable_chunked_prefill=False, enable_prefix_caching=False
+    )
     first, second = world.add(prompt_len=10, max_tokens=5), world.add(prompt_len=10, max_tokens=5)
     assert world.step() == {first: 10}
     assert world.step() == {first: 1, second: 10}
@@ -74,7 +76,9 @@ def test_no_more_sequences_run_than_the_budget_has_tokens():
 
 
 def test_second_request_waits_when_blocks_run_out():
-    world = make_scheduler(num_blocks=3, block_size=16, max_num_batched_tokens=64)
+    world = make_scheduler(
+        num_blocks=3, block_size=16, max_num_batched_tokens=64, enable_prefix_caching=False
+    )
     first, second = world.add(prompt_len=48, max_tokens=1), world.add(prompt_len=48, max_tokens=1)
     assert world.step() == {first: 48}
     assert world.sequence(second).is_waiting

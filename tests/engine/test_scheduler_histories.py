@@ -21,6 +21,7 @@ def play_history(rand: Rand) -> None:
         max_model_len=64,
         max_num_seqs=dice.randint(1, 8),
         max_num_batched_tokens=dice.choice([1, 3, 8, 64]),
+        enable_prefix_caching=dice.random() < 0.7,
     )
     prompts: dict[str, tuple[list[int], int]] = {}
     aborted: set[str] = set()
