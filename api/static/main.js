@@ -159,11 +159,17 @@ function inWords(status, detail) {
 function drawModel() {
   byId("model").textContent = model?.id ?? "Octet";
   byId("facts").textContent = model
-    ? `${model.max_model_len.toLocaleString("en")} tokens · ${QUANTISATIONS[model.quantization] ?? model.quantization}`
+    ? `${contextOf(model)} context · ${QUANTISATIONS[model.quantization] ?? model.quantization}`
     : "";
+  byId("facts").title = model ? `${model.max_model_len} tokens for question and answer together` : "";
   const canSee = model?.modalities?.includes("image") ?? true;
   show(byId("attach"), canSee);
   if (!canSee) offerSamples(askSample, (problem) => tray.say(problem), canSee);
+}
+
+/** Most contexts are powers of two; 131072 says less than 128K. */
+function contextOf({ max_model_len: tokens }) {
+  return tokens % 1024 ? tokens.toLocaleString("en") : `${tokens / 1024}K`;
 }
 
 // the page --------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def page(browser: webdriver.Chrome, server: Server) -> Iterator[Page]:
 
 def test_a_sample_is_asked_and_answered_by_one_click(page: Page) -> None:
     page.open(**GREEDY)
-    assert page.text("#model") == "tiny" and "8,192 tokens" in page.text("#facts")
+    assert page.text("#model") == "tiny" and "8K context" in page.text("#facts")
     assert "unquantised" in page.text("#facts")
     assert [card.text for card in page.all(".card")] == [sample["question"] for sample in SAMPLES]
     page.click(".samples li:first-child .card")
