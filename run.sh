@@ -9,6 +9,7 @@ venv="${OCTET_VENV:-$here/.venv}"
 usage() {
   cat <<'EOF'
 usage: ./run.sh [serve] [flags]     start the server (the default); ./run.sh serve --help lists the flags
+       ./run.sh plan [flags]        what a model takes, and whether it fits: --model NAME --tp N --device a100-80g
        ./run.sh test [pytest args]  run the tests
        ./run.sh check               ruff, mypy and clang-format, changing nothing
        ./run.sh bench [name]        run one benchmark of tests/bench, or list them
@@ -68,6 +69,11 @@ serve() {
   exec "$venv/bin/python" -m engine "$@"
 }
 
+plan() {
+  install "${OCTET_EXTRAS:-}"
+  exec "$venv/bin/python" -m engine.plan_command "$@"
+}
+
 run_tests() {
   install "$(join_extras test demo)"
   build_ops
@@ -107,6 +113,7 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 
 case "${1:-}" in
   serve) shift; serve "$@" ;;
+  plan) shift; plan "$@" ;;
   test) shift; run_tests "$@" ;;
   check) shift; check ;;
   bench) shift; bench "$@" ;;

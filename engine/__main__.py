@@ -19,6 +19,8 @@ from engine.errors import ConfigError
 from engine.flags import check_ports_are_free, describe_config, parse_command_line
 from engine.model_config import read_model_config
 from engine.model_source import resolve_model
+from engine.plan_server import plan_server
+from engine.preflight import check_machine
 from engine.process import configure_logging
 from engine.progress import seconds_since
 from engine.run_directory import SHARED_MEMORY, OwnedRunDirectory
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def find_model(config: ServerConfig) -> ServerConfig:
-    """Download what has to be, read the model's numbers, and settle the settings with them."""
+    """Download what has to be, read the model's numbers, settle the settings with them, plan the memory."""
     check_ports_are_free(config)
     began = time.monotonic()
     folder = resolve_model(
@@ -61,10 +63,13 @@ def find_model(config: ServerConfig) -> ServerConfig:
         say=log.info,
     )
     model = read_model_config(folder, config.config_overrides)
-    config, notes = settle(config, model, folder)
+    settled, notes = settle(config, model, folder)
     log.info("model files found in %s: %s", seconds_since(began), folder)
     _tell(notes)
-    return config
+    machine = check_machine(settled)
+    planned, plan_notes = plan_server(settled, model, machine, asked_context=config.max_model_len)
+    _tell(plan_notes)
+    return planned
 
 
 def _serve(config: ServerConfig, began: float) -> int:

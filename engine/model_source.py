@@ -83,6 +83,11 @@ def preset_names() -> list[str]:
     return sorted(file.stem for file in _PRESETS.glob("*.json"))
 
 
+def preset_file(name: str) -> Path:
+    """The config of a preset; nothing is written, unlike by resolve_model."""
+    return _PRESETS / f"{name}.json"
+
+
 def cache_folder() -> Path:
     """Where generated checkpoints live: $OCTET_CACHE, else ~/.cache/octet."""
     return Path(os.environ.get("OCTET_CACHE") or "~/.cache/octet").expanduser()

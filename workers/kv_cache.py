@@ -14,9 +14,6 @@ from engine.model_config import ModelConfig
 from workers.device.base import BYTES_PER_ELEMENT, Device, DtypeName, Tensor
 from workers.parallel import Share
 
-DEFAULT_CPU_BYTES = 4 << 30  # over all ranks, unless one sequence of full length needs more
-MAX_SHARE_OF_RAM = 0.5  # of what that one sequence may take
-
 
 @dataclass(slots=True)
 class KvCache:
@@ -46,38 +43,16 @@ def block_bytes(model: ModelConfig, share: Share, dtype: DtypeName, block_size: 
     return per_token * block_size
 
 
-def blocks_that_fit(
-    config: ServerConfig, model: ModelConfig, share: Share, dtype: DtypeName, host_bytes: int
-) -> int:
-    """How many blocks each CPU rank should hold; all ranks get the same answer.
+def blocks_that_fit(config: ServerConfig, model: ModelConfig, share: Share, dtype: DtypeName) -> int:
+    """How many blocks each rank holds of `config.kv_cache_memory` bytes over all ranks.
 
-    `--kv-cache-memory` bytes over all ranks if given. Otherwise enough for every sequence at full length but
-    at most DEFAULT_CPU_BYTES, and never less than one sequence of full length.
-    Raises ConfigError when that does not fit in `host_bytes` of memory.
+    The memory plan has filled that in where no flag did (engine/plan_server.py), so all ranks get the
+    same answer. Raises ConfigError when it is less than one block.
     """
     bytes_of_one = block_bytes(model, share, dtype, config.block_size) * share.world
-    max_model_len = config.max_model_len or model.max_position_embeddings
-    blocks_per_sequence = -(-max_model_len // config.block_size)
-    bytes_per_sequence = blocks_per_sequence * bytes_of_one
-    if config.kv_cache_memory:
-        return _blocks_of_given_memory(config.kv_cache_memory, bytes_of_one)
-    if bytes_per_sequence > host_bytes * MAX_SHARE_OF_RAM:
+    if config.kv_cache_memory < bytes_of_one:
         raise ConfigError(
-            f"The KV cache of one sequence of {max_model_len} tokens takes {_gib(bytes_per_sequence)}, "
-            f"more than half of this machine's {_gib(host_bytes)}. "
-            f"Lower --max-model-len, or set --kv-cache-memory to what it may take."
+            f"--kv-cache-memory {config.kv_cache_memory} holds not even one block of {bytes_of_one} bytes; "
+            "give at least that."
         )
-    wanted = config.max_num_seqs * blocks_per_sequence
-    return max(min(wanted, DEFAULT_CPU_BYTES // bytes_of_one), blocks_per_sequence)
-
-
-def _blocks_of_given_memory(given: int, bytes_of_one: int) -> int:
-    if given < bytes_of_one:
-        raise ConfigError(
-            f"--kv-cache-memory {given} holds not even one block of {bytes_of_one} bytes; give at least that."
-        )
-    return given // bytes_of_one
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    return config.kv_cache_memory // bytes_of_one

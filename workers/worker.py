@@ -131,7 +131,7 @@ class Worker:
         cuda_ops.set_num_threads(threads_per_rank(config))
         dtype = activation_dtype(config, model)
         weights, weight_bytes = self._load(model, device)
-        num_blocks = blocks_that_fit(config, model, share, dtype, device.total_memory())
+        num_blocks = blocks_that_fit(config, model, share, dtype)
         seconds = time.monotonic() - began
         self._link.send(RankLoaded(self._rank, num_blocks, weight_bytes, seconds, device.name))
 

@@ -27,8 +27,11 @@ from engine.messages import (
 )
 from engine.status_page import Phase
 from models.tiny import write_tiny_checkpoint
+from models.tiny_config import golden_model
 from tests.workers.engine_side import ROOT, EngineSide, open_engine_side, running_ranks
 
+GOLDEN = golden_model()
+BLOCK_BYTES = 2 * GOLDEN.num_layers * GOLDEN.num_kv_heads * GOLDEN.head_dim * 4 * 64  # fp32, 64 tokens
 SAMPLING = SamplingParams(max_tokens=10, temperature=0.0, num_logprobs=2)
 
 
@@ -36,7 +39,9 @@ SAMPLING = SamplingParams(max_tokens=10, temperature=0.0, num_logprobs=2)
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ServerConfig:
     folder = tmp_path_factory.mktemp("checkpoint")
     write_tiny_checkpoint(folder, preset="golden")
-    return ServerConfig(model=str(folder), max_model_len=256, max_num_seqs=4, cpu_threads=1)
+    return ServerConfig(
+        model=str(folder), max_model_len=256, max_num_seqs=4, cpu_threads=1, kv_cache_memory=16 * BLOCK_BYTES
+    )
 
 
 def start_serving(engine: EngineSide) -> None:
@@ -53,7 +58,7 @@ def test_two_ranks_shake_hands_serve_steps_and_leave(checkpoint: ServerConfig):
             enumerate(p.pid for p in engine.processes)
         )
         loaded = engine.receive_all(RankLoaded)
-        assert [rank.max_blocks for rank in loaded] == [4 * 4, 4 * 4]
+        assert [rank.max_blocks for rank in loaded] == [16, 16]
         assert loaded[0].weight_bytes == loaded[1].weight_bytes > 1_000_000
         assert loaded[0].device == "cpu"
         engine.send(StartServing(num_blocks=8))
