@@ -17,8 +17,10 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,25 @@ FLAGS = ("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contr
 EXPORTS = SOURCE / "emulate" / "exports.cpp"  # names the launchers of csrc/gpu
 INCLUDES = (SOURCE / "emulate", SOURCE / "gpu")
 # Kernels go through hooks that see every access (csrc/emulate/hooks.cpp); the emulator itself does not.
-HOOKS = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-Wno-tsan")
+# Without -fno-tree-sra a 16-byte access would be seen as four of 4 bytes, which the device never does.
+HOOKS = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-Wno-tsan", "-fno-tree-sra")
 ADDRESS = ("-fsanitize=address", "-fno-omit-frame-pointer")
 
 
 class EmulatorError(RuntimeError):
     """A kernel did something that a GPU would not forgive, or that a launcher refuses."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the accesses of one source line cost a kernel's warps."""
+
+    kernel: str
+    place: str  # file:line
+    memory: str  # "shared": wavefronts; "global": sectors of 32 bytes
+    requests: int  # warp accesses
+    cost: int
+    least: int  # that the same bytes could cost
 
 
 class Emulator:
@@ -61,6 +76,37 @@ class Emulator:
         if wrong is not None:
             report = self._library.octet_emulator_report().decode()
             raise EmulatorError(f"{name}: {wrong.decode()}" + (f": {report}" if report else ""))
+
+    @contextmanager
+    def profile(self) -> Iterator[list[Cost]]:
+        """Count what the calls inside cost; the list is filled, most wasteful first, when the block ends."""
+        costs: list[Cost] = []
+        self._library.octet_emulator_profile(True)
+        try:
+            yield costs
+        finally:
+            self._library.octet_emulator_profile(False)
+        costs += self._costs()
+
+    def _costs(self) -> list[Cost]:
+        self._library.octet_emulator_costs.restype = ctypes.c_char_p
+        total: dict[tuple[str, int, str], list[int]] = {}
+        for line in self._library.octet_emulator_costs().decode().splitlines():
+            kernel, offset, memory, *numbers = line.split()
+            entry = total.setdefault((kernel, int(offset), memory), [0, 0, 0])
+            entry[:] = [a + int(b) for a, b in zip(entry, numbers, strict=True)]
+        places = self._places(sorted({offset for _, offset, _ in total}))
+        costs = [Cost(k, places[offset], memory, *numbers) for (k, offset, memory), numbers in total.items()]
+        return sorted(costs, key=lambda cost: cost.least - cost.cost)
+
+    def _places(self, offsets: list[int]) -> dict[int, str]:
+        """file:line of each instruction, as the compiler's line table has it."""
+        # An address noted is the one after the call, so look just before it.
+        asked = "\n".join(hex(offset - 1) for offset in offsets)
+        command = ["addr2line", "-e", self._library._name]
+        answer = subprocess.run(command, input=asked, capture_output=True, text=True, check=True).stdout
+        names = [line.rpartition("/")[2].split(" ")[0] for line in answer.splitlines()]
+        return dict(zip(offsets, names, strict=True))
 
     def number(self, name: str, *arguments: int) -> int:
         """What octet::gpu::<name>, a function of integers that launches nothing, returns."""

@@ -38,6 +38,10 @@ std::string Block::run(const Grid& grid, Index3 index, const Body& body) {
     running_thread = nullptr;
   }
   if (report_.empty() && num_done_ < num_threads_) report_ = deadlock();
+  if (Profile::is_on()) {
+    for (unsigned warp = 0; warp * 32 < num_threads_; ++warp) profile_warp(warp);
+    profile_.publish(grid.kernel);
+  }
   return report_;
 }
 
@@ -63,6 +67,7 @@ void Block::prepare(const Grid& grid, Index3 index, const Body& body) {
     thread.open_copies.clear();
     thread.copy_groups.clear();
     thread.spinning_since = {};
+    thread.accesses.clear();
     thread.fiber.reset(&Block::enter, &thread);
     ready_.push_back(&thread);
   }
@@ -119,6 +124,7 @@ void Block::release_barrier(int (*combine)(int, int)) {
   for (unsigned i = 1; i < num_threads_; ++i) result = combine(result, threads_[i].barrier_value);
   num_at_barrier_ = 0;
   ++block_epoch_;
+  for (unsigned warp = 0; Profile::is_on() && warp * 32 < num_threads_; ++warp) profile_warp(warp);
   for (unsigned i = 0; i < num_threads_; ++i) {
     threads_[i].barrier_value = result;
     if (threads_[i].state != Thread::State::at_barrier) continue;
@@ -150,6 +156,7 @@ void Block::warp_call(Thread& self, LaneCall& call) {
     lanes[i] = threads_[first + i].call;
   }
   call.complete(lanes, call.mask);
+  if (Profile::is_on() && call.mask == existing) profile_warp(self.linear / 32);
   if (std::strcmp(call.name, "__syncwarp") == 0 && call.mask == existing) ++warp_epochs_[self.linear / 32];
   for (unsigned i = 0; i < lanes_here; ++i) {
     if (lanes[i] == nullptr) continue;
@@ -225,7 +232,24 @@ void Block::check_shared(Thread& self,
   }
 }
 
-void Block::copy_async(Thread& self, const Copy& copy) {
+void Block::note(Thread& self, const void* instruction, const void* address, std::size_t size) {
+  if (!Profile::is_on()) return;
+  const bool is_shared = shared_.contains(address);
+  const auto place = is_shared ? shared_.offset(address) : reinterpret_cast<std::uintptr_t>(address);
+  self.accesses.push_back({instruction, place, std::uint32_t(size), is_shared});
+}
+
+void Block::profile_warp(unsigned warp) {
+  std::vector<Access>* lanes[32] = {};
+  for (unsigned lane = 0; lane < 32 && warp * 32 + lane < num_threads_; ++lane) {
+    lanes[lane] = &threads_[warp * 32 + lane].accesses;
+  }
+  profile_.add_warp(lanes);
+}
+
+void Block::copy_async(Thread& self, const Copy& copy, const void* instruction) {
+  note(self, instruction, copy.to, copy.size);
+  if (copy.valid) note(self, instruction, copy.from, copy.valid);
   check_shared(self, &SharedMemory::start_copy, copy.to, copy.size);
   if (reinterpret_cast<std::uintptr_t>(copy.to) % copy.size != 0)
     fail(self, "cp.async to an unaligned address");

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "fiber.hpp"
+#include "profile.hpp"
 #include "shared_memory.hpp"
 
 namespace emulate {
@@ -68,6 +69,7 @@ struct Thread {
   std::vector<Copy> open_copies;              // issued, not yet committed
   std::deque<std::vector<Copy>> copy_groups;  // committed, oldest first
   std::chrono::steady_clock::time_point spinning_since{};
+  std::vector<Access> accesses;  // since its warp last met, when profiling
   Fiber fiber;
 };
 
@@ -88,7 +90,8 @@ class Block {
   [[noreturn]] void fail(Thread& self, const std::string& what);
   void check_shared(Thread& self, const char* (SharedMemory::*access)(const void*, std::size_t, const When&),
                     const void* address, std::size_t size);
-  void copy_async(Thread& self, const Copy& copy);
+  void copy_async(Thread& self, const Copy& copy, const void* instruction);
+  void note(Thread& self, const void* instruction, const void* address, std::size_t size);
   void commit_copies(Thread& self);
   void wait_copies(Thread& self, std::size_t may_remain);
 
@@ -101,6 +104,7 @@ class Block {
   When now(const Thread& self) const;
   std::string place(const Thread& thread) const;
   std::string deadlock() const;
+  void profile_warp(unsigned warp);
 
   const Grid* grid_ = nullptr;
   const Body* body_ = nullptr;
@@ -113,6 +117,7 @@ class Block {
   std::uint32_t block_epoch_ = 0;
   std::vector<std::uint32_t> warp_epochs_;
   std::string report_;
+  Profile profile_;
   Fiber scheduler_;
 };
 

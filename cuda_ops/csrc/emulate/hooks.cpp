@@ -72,12 +72,13 @@ std::string nearest_buffer(const char* address) {
          std::to_string(address - nearest.begin);
 }
 
-void check(const void* address, std::size_t size, bool is_write) {
+void check(const void* address, std::size_t size, bool is_write, const void* instruction = nullptr) {
   Thread* self = running();
   if (self == nullptr) return;
   const char* place = static_cast<const char*>(address);
   if (place >= self->fiber.stack_begin() && place < self->fiber.stack_end()) return;
   Block& block = *self->block;
+  if (instruction) block.note(*self, instruction, address, size);
   if (block.shared().contains(address)) {
     block.check_shared(*self, is_write ? &SharedMemory::write : &SharedMemory::read, address, size);
     return;
@@ -129,9 +130,9 @@ void adopt_buffers(const void* shared) {
 
 }  // namespace emulate
 
-#define HOOK(name, size, is_write)           \
-  extern "C" void name(void* address) {      \
-    emulate::check(address, size, is_write); \
+#define HOOK(name, size, is_write)                                        \
+  extern "C" void name(void* address) {                                   \
+    emulate::check(address, size, is_write, __builtin_return_address(0)); \
   }
 #define HOOKS_OF_SIZE(size)                     \
   HOOK(__tsan_read##size, size, false)          \
@@ -151,10 +152,10 @@ UNALIGNED_HOOKS_OF_SIZE(4)
 UNALIGNED_HOOKS_OF_SIZE(8)
 UNALIGNED_HOOKS_OF_SIZE(16)
 extern "C" void __tsan_read_range(void* address, unsigned long size) {
-  emulate::check(address, size, false);
+  emulate::check(address, size, false, __builtin_return_address(0));
 }
 extern "C" void __tsan_write_range(void* address, unsigned long size) {
-  emulate::check(address, size, true);
+  emulate::check(address, size, true, __builtin_return_address(0));
 }
 extern "C" void __tsan_vptr_update(void*, void*) {}
 extern "C" void __tsan_func_entry(void*) {}

@@ -39,7 +39,10 @@ EMULATE_PLAIN void complete_ldmatrix(emulate::LaneCall* const lanes[32], std::ui
 
 template <int count, bool transposed>
 EMULATE_PLAIN inline void ldmatrix(std::uint32_t* registers, const void* row, const char* name) {
-  if (emulate::lane() < 8u * count) check_read(row, 16);
+  if (emulate::lane() < 8u * count) {
+    check_read(row, 16);
+    emulate::running()->block->note(*emulate::running(), __builtin_return_address(0), row, 16);
+  }
   if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) {
     emulate::running()->block->fail(*emulate::running(), std::string(name) + " from an unaligned address");
   }
@@ -105,7 +108,7 @@ EMULATE_PLAIN inline void mma(float (&d)[4], const std::uint32_t (&a)[4], const 
 EMULATE_PLAIN inline void copy_async_16(void* to, const void* from, bool is_valid) {
   emulate::Thread* self = emulate::running();
   emulate::check_global_read(from, is_valid ? 16 : 0);
-  self->block->copy_async(*self, {to, from, 16, is_valid ? 16u : 0u});
+  self->block->copy_async(*self, {to, from, 16, is_valid ? 16u : 0u}, __builtin_return_address(0));
 }
 EMULATE_PLAIN inline void copy_async_commit() {
   emulate::Thread* self = emulate::running();

@@ -32,7 +32,7 @@ struct TileLayout {
   static constexpr bool is_wide = row_bytes % 128 == 0;
 
   __device__ static int key(int row, int piece) {
-    return row * row_bytes + (is_wide ? piece ^ (row % 2 * 4) : piece) * 16;
+    return row * row_bytes + (piece ^ (is_wide ? row % 2 * 4 : row / 2 % 2 * 2)) * 16;
   }
   __device__ static int value(int row, int piece) {
     return row * row_bytes + (piece ^ (is_wide ? row % 8 : row / 2 % 4)) * 16;

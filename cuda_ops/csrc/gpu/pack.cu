@@ -55,7 +55,6 @@ __device__ uint32_t bits_at(const Source& s, int64_t matrix, int row, int column
 __global__ void __launch_bounds__(kThreads) pack_tiles_kernel(Source s, uint4* tiles, int64_t num_lanes) {
   const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= num_lanes) return;
-  const int lane = int(index % 32), g = lane / 4, t = lane % 4;
   const int pieces = int(s.packed.pieces_per_tile());
   const int piece = int(index / 32 % pieces);
   int64_t tile = index / 32 / pieces;
@@ -64,16 +63,19 @@ __global__ void __launch_bounds__(kThreads) pack_tiles_kernel(Source s, uint4* t
   const int row_tile = int(tile % s.packed.row_tiles());
   const int64_t matrix = tile / s.packed.row_tiles();
 
-  // Element e of the lane's 64 / pieces... in the order half, step, operand, column of the pair.
-  const int elements = 32 / pieces, width = 32 / (elements / 4);  // in 16 bytes; bits of each
+  // The values of these 16 bytes in the order lane, half, step, operand, column of the pair.
+  const bool is_int4 = s.packed.kind == WeightKind::int4;
+  const int values = 32 / pieces, width = 128 / values;  // how many, bits of each
+  const int slot = int(index % 32);
   uint32_t words[4] = {0, 0, 0, 0};
-  for (int e = 0; e < elements; ++e) {
-    const int element = piece * elements + e;
+  for (int e = 0; e < values; ++e) {
+    const int element = is_int4 ? slot / 16 * 16 + e % 16 : piece * values + e;
+    const int lane = is_int4 ? slot % 16 * 2 + e / 16 : slot, g = lane / 4, t = lane % 4;
     const int half = element / 16, step = element / 8 % 2, operand = element / 2 % 4, low = element % 2;
     const int column = column_tile * 64 + half * 32 + t * 8 + step * 4 + operand / 2 * 2 + low;
     const uint32_t bits = bits_at(s, matrix, s.row(row_tile, g + operand % 2 * 8), column);
     int place = e;
-    if (s.packed.kind == WeightKind::int4) place = e / 8 * 8 + low * 4 + operand;
+    if (is_int4) place = e / 8 * 8 + low * 4 + operand;
     if (s.packed.kind == WeightKind::int8) place = e / 4 * 4 + low * 2 + operand % 2;
     words[place * width / 32] |= bits << (place * width % 32);
   }

@@ -2,7 +2,8 @@
 //
 // The matrix is cut in tiles of 16 rows (outputs) x 64 columns (inputs), padded with zeros. Tiles lie row
 // tile by row tile, so the warp that makes 16 outputs reads memory straight through. A tile is a few pieces
-// of 512 bytes; in each, lane l of a warp owns bytes [16 l, 16 l + 16), which hold mma operands of its own:
+// of 512 bytes; in each, lane l of a warp owns bytes [16 l, 16 l + 16) (int4: [8 l, 8 l + 8) of each half, so
+// that reads of 8 bytes meet all banks), which hold mma operands of its own:
 //
 //   lane l = 4 g + t holds rows g and g + 8 and, of each 32 columns, the eight columns [8 t, 8 t + 8): two
 //   operands a of ptx::mma, with the columns {0,1} {0,1} {2,3} {2,3} (then + 4) of the eight, rows g, g + 8

@@ -45,7 +45,7 @@ template <>
 struct TileReader<WeightKind::int4> {
   static constexpr int kPieces = 1, kParts = 1;
   __device__ __forceinline__ static void read(const uint4* tile, int lane, int half, Operands (&out)[1]) {
-    const uint2 words = reinterpret_cast<const uint2*>(tile + lane)[half];
+    const uint2 words = reinterpret_cast<const uint2*>(tile)[half * 32 + lane];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       out[0].a[0][i] = int4_pair(words.x, i);
