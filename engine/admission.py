@@ -39,6 +39,7 @@ def make_sequence(seq_id: int, client: Client, request: AddRequest, limits: Limi
             f"do not fit into the KV cache of {limits.max_kv_tokens} tokens; ask for fewer",
             code="context_length_exceeded",
         )
+    arrival = request.arrival if 0.0 < request.arrival <= now else now  # also where it is NaN
     return Sequence(
         seq_id=seq_id,
         request_id=request.request_id,
@@ -50,9 +51,10 @@ def make_sequence(seq_id: int, client: Client, request: AddRequest, limits: Limi
         sampling=request.sampling,
         media=list(request.media),
         priority=request.priority,
-        arrival=request.arrival if 0.0 < request.arrival <= now else now,  # also where it is NaN
+        arrival=arrival,
         tenant=request.tenant,
         cache_salt=request.cache_salt,
+        deadline=arrival + request.timeout if request.timeout > 0.0 else 0.0,
     )
 
 

@@ -56,8 +56,13 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     max_num_batched_tokens: int = 0  # tokens of one step; 0: 2048
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
+    target_itl_ms: float = 200.0  # from token to token beside prompts; 0: no bound
+    max_prefill_tokens_per_step: int = 0  # 0: what the target allows
+    max_encoder_tokens_per_step: int = 4096
+    tenant_weights: dict[str, float] = {}  # shares of tenants that differ from 1
     block_size: int = 64
     gpu_memory_utilization: float = 0.9
+    image_cache: int = 256 << 20  # bytes per rank of encoded images that no sequence needs; 0: none
     kv_cache_memory: int = 0  # bytes over all ranks; 0: what the memory plan leaves, see plan_server.py
 
     # ranks

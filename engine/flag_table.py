@@ -116,7 +116,18 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
         Switch(("--enable-prefix-caching",), "enable_prefix_caching",
                "keep the KV blocks of finished requests, so that the next one with the same beginning, "
                "images included, need not compute it"),
+        Flag(("--target-itl-ms",), "target_itl_ms", values.milliseconds, "MS",
+             "time from token to token that running answers keep while prompts are computed; 0: no bound"),
+        Flag(("--max-prefill-tokens-per-step",), "max_prefill_tokens_per_step", values.integer(0), "TOKENS",
+             "prompt tokens of one step beside running answers, at most", "what --target-itl-ms allows"),
+        Flag(("--max-encoder-tokens-per-step",), "max_encoder_tokens_per_step", values.integer(1), "TOKENS",
+             "tokens of images and videos that one step encodes; one item is, however large"),
+        Flag(("--tenant-weights",), "tenant_weights", values.weights, "JSON",
+             "shares of tenants that differ from 1, as in '{\"key-a\": 2}'", "all alike"),
         Flag(("--block-size",), "block_size", values.integer(1, 1024), "TOKENS", "tokens of one KV block"),
+        Flag(("--image-cache",), "image_cache", values.num_bytes, "SIZE",
+             "memory of each rank for encoded images and video frames, so that the next turn or another "
+             "request with the same picture need not encode it; 0: none", "256MiB"),
         Flag(("--gpu-memory-utilization",), "gpu_memory_utilization", values.fraction, "SHARE",
              "share of a GPU's memory for weights, activations and KV cache"),
         Flag(("--kv-cache-memory",), "kv_cache_memory", values.num_bytes, "SIZE",

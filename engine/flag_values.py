@@ -73,6 +73,22 @@ def seconds(value: str) -> float:
     return number
 
 
+def milliseconds(value: str) -> float:
+    number = _number(value)
+    if number < 0.0:
+        raise ValueError("expected a number of milliseconds of at least 0")
+    return number
+
+
+def weights(value: str) -> dict[str, float]:
+    """'{"tenant": 2.5}'"""
+    parsed = json_object(value)
+    for name, weight in parsed.items():
+        if not _is(weight, (int, float)) or not 0 < weight < math.inf:
+            raise ValueError(f"{name} is {weight!r}, expected a positive number")
+    return {name: float(weight) for name, weight in parsed.items()}
+
+
 def num_bytes(value: str) -> int:
     """'1073741824', '512MiB', '2G': units are powers of 1024."""
     digits = value.strip().lower().removesuffix("b").removesuffix("i")

@@ -60,6 +60,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True):
     priority: int = 0  # smaller runs earlier
     tenant: str = ""
     cache_salt: str = ""  # the prefix cache is shared only among requests with the same one
+    timeout: float = 0.0  # seconds after arrival when it ends, finished or not; 0: never
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
@@ -109,7 +110,7 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     finish_reason: Literal["stop", "length", "abort", "error"] | None = None
     stop_token_id: int | None = None  # which end token stopped it
     error: str | None = None  # with finish_reason "error": a sentence for the client
-    error_status: int = 500  # 429 when the queue is full, 503 when a worker died
+    error_status: int = 500  # 429 when the queue is full, 503 when a worker died, 504 after its timeout
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache; in the first output
     queue_seconds: float = 0.0  # arrival to first scheduled, in the first output
 
@@ -222,6 +223,7 @@ class StepResult(msgspec.Struct, frozen=True, tag="result", omit_defaults=True):
     compute_seconds: float = 0.0
     encode_seconds: float = 0.0
     num_encoded_patches: int = 0
+    num_cached_patches: int = 0  # of media whose features were there already
 
 
 class RankFailed(msgspec.Struct, frozen=True, tag="failed"):

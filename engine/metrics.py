@@ -63,7 +63,10 @@ class Metrics:
             "prompt_tokens", "prompt tokens of requests that got a first token"
         )
         self._generated = self._counter("generation_tokens", "generated tokens")
-        self._preemptions = self._counter("preemptions", "sequences that had to give their blocks back")
+        self._preemptions = self._counter(
+            "preemptions", "sequences that had to give their blocks back: to an older one, or by themselves",
+            ["reason"],
+        )  # fmt: skip
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "arrival to first token", _LATENCIES
         )
@@ -112,8 +115,8 @@ class Metrics:
     def observe_outbox(self, outbox: Outbox) -> None:
         if outbox.num_generated_tokens:
             self._generated.inc(outbox.num_generated_tokens)
-        if outbox.num_preemptions:
-            self._preemptions.inc(outbox.num_preemptions)
+        for reason, count in outbox.preemptions.items():
+            self._preemptions.labels(reason).inc(count)
         for status in outbox.refused:
             self._refused.labels(str(status)).inc()
         for sequence in outbox.started:

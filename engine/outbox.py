@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from engine.messages import RequestOutput
@@ -22,4 +22,4 @@ class Outbox:
     finished: list[Sequence] = field(default_factory=list)  # whatever the reason
     refused: list[int] = field(default_factory=list)  # HTTP statuses of requests that were not taken
     num_generated_tokens: int = 0
-    num_preemptions: int = 0
+    preemptions: Counter[str] = field(default_factory=Counter)  # by who took the blocks: "older", "itself"

@@ -1,12 +1,15 @@
 """Decides who computes how many tokens in each step, and what the sampled tokens mean.
 
 No clock, no socket, no tensor: time and results come in as arguments. The concerns are files of their
-own: blocks in kv_manager.py, the step's limits in budget.py, the queue in waiting.py, ends in stopping.py.
+own: blocks in kv_manager.py, the step's limits in budget.py and pacing.py, the queue in waiting.py, shares of
+tenants in fairness.py, who gives way in preemption.py, ends in stopping.py.
 Read `schedule` first, then `apply`.
 """
 
 from __future__ import annotations
 
+import heapq
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +20,7 @@ from engine.block_pool import BlockId
 from engine.budget import StepBudget
 from engine.config import ServerConfig
 from engine.errors import EngineError, RequestError
+from engine.fairness import Accounts
 from engine.kv_manager import KVManager
 from engine.messages import (
     AddRequest,
@@ -29,10 +33,17 @@ from engine.messages import (
     TokenLogprobs,
 )
 from engine.outbox import Client, Outbox
+from engine.pacing import Pacing
+from engine.preemption import choose_victim
 from engine.prefix_cache import extend_keys
 from engine.sequence import Sequence, Status
 from engine.stopping import FinishReason, finish_reason
 from engine.waiting import WaitingQueue
+
+_LOOK_AHEAD = 32  # waiting sequences that may be passed over in one step because they do not fit
+_MOST_OVERTAKEN = 16  # later ones admitted before one that did not fit; then it is waited for
+
+_SLACK = 64  # deadlines of finished sequences tolerated before they are thrown out
 
 
 @dataclass(slots=True)
@@ -42,6 +53,7 @@ class StepDraft:
     chunks: list[Chunk] = field(default_factory=list)
     added: list[NewSequence] = field(default_factory=list)
     num_sampling: int = 0  # chunks that end with a sampled token
+    num_prefill_tokens: int = 0  # in chunks of more than one token
     has_preempted: bool = False
 
 
@@ -59,14 +71,21 @@ class Scheduler:
             config.max_model_len, num_blocks * config.block_size, vocab_size, frozenset(eos_token_ids)
         )
         self.kv = KVManager(num_blocks, config.block_size, config.enable_prefix_caching)
-        self.waiting = WaitingQueue(config.max_waiting)
-        self.running: list[Sequence] = []  # in order of admission: the last gives way first
+        self.accounts = Accounts(config.tenant_weights)
+        self.waiting = WaitingQueue(config.max_waiting, self.accounts)
+        self.running: list[Sequence] = []  # by seniority: blocks are taken from those behind
+        self.pacing = Pacing(
+            config.target_itl_ms / 1000, config.max_prefill_tokens_per_step or config.max_num_batched_tokens
+        )
         self.num_preemptions = 0
         self.num_tokens_in_step = 0  # computed by the plan made last
         self._by_request: dict[str, Sequence] = {}  # everything live
         self._by_seq_id: dict[int, Sequence] = {}  # everything the ranks know and we still want
         self._filling: list[Sequence] = []  # the step in flight may fill blocks of theirs
         self._dropped: list[int] = []  # the ranks still know them, the next plan says to forget
+        self._deadlines: list[tuple[float, int, Sequence]] = []  # heap; may hold finished ones
+        self._num_admitted = 0
+        self._num_prefill_tokens = 0  # of the step in flight
         self._outbox = Outbox()
         self._headroom = num_blocks // 100  # blocks left to the running when another is admitted
         self._num_sequences = 0
@@ -120,7 +139,8 @@ class Scheduler:
         A sequence needs `num_tokens - num_computed_tokens` more. Prefill, a chunk of it and decode
         differ only in how large that number is. Running sequences come first, then waiting ones.
         """
-        draft, budget = StepDraft(), StepBudget.from_config(self.config, len(self.running))
+        self._end_overdue(now)
+        draft, budget = StepDraft(), self._make_budget()
         self._continue_running(draft, budget)
         if not draft.has_preempted:
             self._admit_waiting(draft, budget, now)
@@ -142,6 +162,7 @@ class Scheduler:
                 f"step {result.step} returned {len(result.tokens)} tokens, expected {self._samples_in_flight}"
             )
         self._samples_in_flight = None
+        self.pacing.observe(result.compute_seconds, self._num_prefill_tokens)
         self._remember_blocks()
         self._outbox.num_generated_tokens += len(result.tokens)
         for sampled in result.tokens:
@@ -189,16 +210,22 @@ class Scheduler:
 
     # ------------------------------------------------------------------ planning
 
+    def _make_budget(self) -> StepBudget:
+        """Prompts are held back only where answers are under way."""
+        decodes = any(one.first_token for one in self.running)
+        at_most = self.pacing.num_prefill_tokens if decodes else self.config.max_num_batched_tokens
+        return StepBudget.from_config(self.config, len(self.running), at_most)
+
     def _continue_running(self, draft: StepDraft, budget: StepBudget) -> None:
-        """Every running sequence computes at least one token, in order of admission.
+        """Running sequences compute their next tokens, by seniority, with a token kept for everyone behind.
 
         The admission keeps len(running) within the budget, so there is a token for everyone.
         """
         running, index = self.running, 0
         while index < len(running):
             sequence = running[index]
-            index += 1
             computed = sequence.num_computed_tokens
+            index += 1
             if computed + 1 == len(sequence.token_ids) and computed < sequence.num_slots:
                 # The usual case, kept short: one token, and room in the last block.
                 sequence.num_computed_tokens = computed + 1
@@ -206,48 +233,87 @@ class Scheduler:
                 draft.num_sampling += 1
                 budget.num_tokens -= 1
                 continue
-            num_behind = len(running) - index
-            num_tokens = budget.chunk_of(sequence.num_uncomputed_tokens, kept_back=num_behind)
-            if self._make_room(sequence, computed + num_tokens, draft):
+            num_tokens = budget.next_chunk(sequence, computed, kept_back=len(running) - index)
+            if num_tokens == 0:
+                continue  # its next image, or its prompt, is for a later step
+            if self._make_room(sequence, computed + num_tokens, index, draft):
                 self._plan_chunk(sequence, num_tokens, draft, budget)
+            elif not sequence.is_running:
+                index -= 1
 
-    def _make_room(self, sequence: Sequence, num_tokens: int, draft: StepDraft) -> bool:
-        """Preempt from the end until `sequence` can have `num_tokens`; False if its own turn came."""
-        while self.kv.num_missing_blocks(sequence, num_tokens) > self.kv.pool.num_free:
-            victim = self.running[-1]
-            self._preempt(victim, draft)
-            if victim is sequence:
+    def _make_room(self, sequence: Sequence, num_tokens: int, behind: int, draft: StepDraft) -> bool:
+        """Preempt until `sequence` can have `num_tokens`; False if it has to wait, or gave way itself.
+
+        Only those from index `behind` on give way, as the others have their place in this step. The oldest
+        always gets what it needs; for any other a sequence that just came back is not preempted again.
+        """
+        while (short := self.kv.num_missing_blocks(sequence, num_tokens) - self.kv.pool.num_free) > 0:
+            is_oldest = sequence is self.running[0]
+            victim = choose_victim(self.kv, self.running[behind:], short, spares_returned=not is_oldest)
+            if victim is None:
+                if not sequence.must_advance:
+                    self._preempt(sequence, draft, "itself")
                 return False
+            self._preempt(victim, draft, "older")
         return True
 
-    def _preempt(self, sequence: Sequence, draft: StepDraft) -> None:
-        """Take all blocks of the last admitted; its tokens stay and are computed again after readmission."""
-        assert sequence is self.running[-1]
-        self.running.pop()
+    def _preempt(self, sequence: Sequence, draft: StepDraft, reason: str) -> None:
+        """Take all blocks of a sequence; its tokens stay, and what is lost is computed again later."""
+        self.running.remove(sequence)
         self._take_from_ranks(sequence)
         sequence.status = Status.WAITING
         sequence.num_computed_tokens = 0
+        sequence.num_tokens_at_preemption = sequence.num_tokens
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self._outbox.num_preemptions += 1
+        self._outbox.preemptions[reason] += 1
         self.waiting.put_back(sequence)
         draft.has_preempted = True
 
     def _admit_waiting(self, draft: StepDraft, budget: StepBudget, now: float) -> None:
-        """Start waiting sequences while the step has tokens and the pool has blocks for whole prompts."""
+        """Start waiting sequences while the step has tokens and the pool has blocks for whole prompts.
+
+        One that does not fit is passed over for smaller ones behind it, but not for ever: after a while, or
+        when it ran before, nobody gets past it.
+        """
         if not len(self.waiting) or budget.num_admissions <= 0:
             return
-        promised = self._num_promised_blocks() + (self._headroom if self.running else 0)
-        while budget.num_admissions > 0 and (sequence := self.waiting.first()):
-            prefix = self.kv.find_prefix(sequence)
-            num_tokens = budget.chunk_of(sequence.num_tokens - len(prefix) * self.config.block_size)
-            needed = self.kv.num_needed_from_free(sequence, prefix)
-            if num_tokens == 0 or needed > self.kv.pool.num_free - promised:
-                return
-            self._admit(sequence, prefix, draft, now)
-            self._plan_chunk(sequence, num_tokens, draft, budget, prefix)
-            budget.num_admissions -= 1
-            promised += self.kv.num_missing_blocks(sequence, sequence.num_tokens)
+        promised, passed = self._num_promised_blocks(), list[Sequence]()
+        walk = self.waiting.candidates()
+        while budget.num_tokens > 0 and budget.num_admissions > 0 and (sequence := next(walk, None)):
+            if self._try_admit(sequence, promised, draft, budget, now):
+                promised += self.kv.num_missing_blocks(sequence, sequence.num_tokens)
+                for one in passed:
+                    one.num_overtaken += 1
+                continue
+            passed.append(sequence)
+            if sequence.num_preemptions or sequence.num_overtaken >= _MOST_OVERTAKEN:
+                break
+            if len(passed) >= _LOOK_AHEAD:
+                break
+        walk.close()
+
+    def _try_admit(
+        self, sequence: Sequence, promised: int, draft: StepDraft, budget: StepBudget, now: float
+    ) -> bool:
+        """Start a waiting sequence unless step or pool have no room for it; `promised` blocks are taken."""
+        pool = self.kv.pool
+        if sequence.tried_at == pool.num_freed:
+            return False  # it did not fit, and nothing became free since
+        prefix = self.kv.find_prefix(sequence)
+        num_tokens = budget.next_chunk(sequence, len(prefix) * self.config.block_size)
+        if num_tokens == 0:
+            return False
+        reserve = self._headroom if self.running else 0
+        if sequence.num_preemptions:
+            reserve += len(self.running)  # else it would soon have to go again
+        if self.kv.num_needed_from_free(sequence, prefix) > pool.num_free - promised - reserve:
+            sequence.tried_at = pool.num_freed
+            return False
+        self._admit(sequence, prefix, draft, now)
+        self._plan_chunk(sequence, num_tokens, draft, budget, prefix)
+        budget.num_admissions -= 1
+        return True
 
     def _num_promised_blocks(self) -> int:
         """Blocks that running prompts will still ask for; promising them twice would only preempt later."""
@@ -261,9 +327,13 @@ class Scheduler:
     def _admit(self, sequence: Sequence, prefix: list[BlockId], draft: StepDraft, now: float) -> None:
         self.waiting.drop(sequence)
         self.kv.begin_with(sequence, prefix)
+        sequence.num_tokens_at_admission = sequence.num_computed_tokens
         if not sequence.first_scheduled:
             sequence.num_cached_tokens = sequence.num_computed_tokens
-        self.running.append(sequence)
+            self._num_admitted += 1
+            sequence.seniority = self._num_admitted
+        self.accounts.admit(sequence)
+        insort(self.running, sequence, key=_seniority)
         self._by_seq_id[sequence.seq_id] = sequence
         sequence.status = Status.RUNNING
         sequence.first_scheduled = sequence.first_scheduled or now
@@ -277,15 +347,22 @@ class Scheduler:
         budget: StepBudget,
         prefix: Iterable[BlockId] = (),
     ) -> None:
-        """The caller has made sure that the blocks are there. The ranks do not know those of `prefix` yet."""
+        """The caller has made sure that the blocks are there. The ranks do not know those of `prefix` yet.
+
+        A sequence that comes back gets all of its blocks at once, so that nothing can stop it before it
+        has made a token.
+        """
+        budget.take(sequence, sequence.num_computed_tokens, num_tokens)
         sequence.num_computed_tokens += num_tokens
-        new_block_ids = self.kv.try_extend(sequence, sequence.num_computed_tokens)
+        needs = sequence.num_tokens if sequence.must_advance else sequence.num_computed_tokens
+        new_block_ids = self.kv.try_extend(sequence, needs)
         assert new_block_ids is not None
         samples = sequence.num_computed_tokens == sequence.num_tokens
         draft.chunks.append(Chunk(sequence.seq_id, num_tokens, [*prefix, *new_block_ids], samples))
         self._filling.append(sequence)
         draft.num_sampling += samples
-        budget.num_tokens -= num_tokens
+        draft.num_prefill_tokens += num_tokens if num_tokens > 1 else 0
+        self.accounts.charge(sequence, sequence.num_computed_tokens)
 
     def _remember_blocks(self) -> None:
         """The step has been computed, and others may use what it filled."""
@@ -298,6 +375,7 @@ class Scheduler:
         assert not self.has_step_in_flight
         self._num_steps += 1
         self._samples_in_flight = draft.num_sampling
+        self._num_prefill_tokens = draft.num_prefill_tokens
         dropped, self._dropped = self._dropped, []
         return StepPlan(self._num_steps, draft.chunks, draft.added, dropped)
 
@@ -316,6 +394,9 @@ class Scheduler:
         if self.kv.caches_prefixes:
             extend_keys(sequence, self.config.block_size)  # now rather than when the ranks wait for a plan
         self._num_sequences += 1
+        self.accounts.enter(sequence)
+        if sequence.deadline:
+            self._watch_deadline(sequence)
         self._by_request[sequence.request_id] = sequence
 
     def _append(self, sequence: Sequence, sampled: SampledToken, now: float) -> None:
@@ -353,12 +434,34 @@ class Scheduler:
             self.waiting.drop(sequence)
         else:
             self._take_from_ranks(sequence)
+        self.accounts.leave(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         del self._by_request[sequence.request_id]
         self._outbox.outputs[sequence.client].append(last_output)
         self._outbox.finished.append(sequence)
         self._has_finished = True
+
+    def _watch_deadline(self, sequence: Sequence) -> None:
+        if len(self._deadlines) > 2 * len(self._by_request) + _SLACK:
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].is_finished]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (sequence.deadline, sequence.seq_id, sequence))
+
+    def _end_overdue(self, now: float) -> None:
+        """An answer that is under way ends as if it had reached its length; without one it is an error."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            sequence = heapq.heappop(self._deadlines)[2]
+            if sequence.is_finished:
+                continue
+            if sequence.first_token:
+                sequence.last_token = now
+                self._finish(sequence, "length", RequestOutput(sequence.request_id, finish_reason="length"))
+            else:
+                after = sequence.deadline - sequence.arrival
+                message = f"the request's timeout of {after:g} s passed before its first token"
+                self._finish(sequence, "error", _error_output(sequence.request_id, message, 504))
+        self._forget_finished()
 
     def _take_from_ranks(self, sequence: Sequence) -> None:
         """A step in flight may still write into the blocks: harmless, as later steps come after it."""
@@ -370,6 +473,10 @@ class Scheduler:
         if self._has_finished:
             self.running = [sequence for sequence in self.running if sequence.is_running]
             self._has_finished = False
+
+
+def _seniority(sequence: Sequence) -> int:
+    return sequence.seniority
 
 
 _NO_LOGPROBS: list[TokenLogprobs] = []

@@ -40,6 +40,7 @@ class Sequence:
     arrival: float = 0.0  # monotonic seconds, as every time here
     tenant: str = ""
     cache_salt: str = ""  # prefixes are shared only among equal ones
+    deadline: float = 0.0  # when it has to end; 0.0: never
 
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
@@ -49,6 +50,12 @@ class Sequence:
     block_keys: list[Any] = field(default_factory=list)  # prefix_cache.BlockKey of each full block so far
     num_remembered: int = 0  # blocks that the prefix cache was told of
     num_preemptions: int = 0
+    num_tokens_at_preemption: int = 0  # of the last one; more means progress
+    num_tokens_at_admission: int = 0  # computed, that is cached, when it last began to run
+    seniority: int = 0  # which number in the order of first admissions
+    num_overtaken: int = 0  # times that someone behind it in the queue was admitted instead
+    tried_at: int = -1  # BlockPool.num_freed when it last did not fit
+    num_charged_tokens: int = 0  # paid for by its tenant
     finish_reason: str = ""
     first_scheduled: float = 0.0  # 0.0: not yet
     first_token: float = 0.0
@@ -69,6 +76,11 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def must_advance(self) -> bool:
+        """It was preempted and has not made a token since: its turn, not another preemption."""
+        return len(self.token_ids) <= self.num_tokens_at_preemption
 
     @property
     def is_waiting(self) -> bool:

@@ -1,26 +1,89 @@
-"""Who waits to run, and who is next: preempted sequences first, then by priority, then by arrival.
+"""Who waits to run, and in which order they may try: preempted sequences first, then classes of priority.
 
-Bounded for newcomers; a preempted sequence always gets back in. Every operation costs at most the
-logarithm of the queue's length.
+Inside a class the tenants take turns by what they were given so far (fairness.py), and a tenant's own
+requests go by arrival. Bounded for newcomers; a preempted sequence always gets back in. Looking at the next
+one costs at most the logarithm of the queue's length.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Iterator
+from bisect import insort
+from collections import Counter
+from collections.abc import Generator, Iterator
 
+from engine.fairness import Account, Accounts
 from engine.sequence import Sequence
 
-_SLACK = 64  # dead entries tolerated before the heap is rebuilt
+_SLACK = 64  # dead entries tolerated before a line is rebuilt
+
+Entry = tuple[float, int, Sequence]  # arrival, seq_id, and whose they are
+
+
+class Line:
+    """Waiting sequences of one tenant in one class, by arrival. May hold dead entries."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.entries: list[Entry] = []  # heap
+
+    def push(self, entry: Entry) -> None:
+        heapq.heappush(self.entries, entry)
+
+
+class PriorityClass:
+    """The lines of one priority, those of the least served tenants first."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, Line] = {}  # by tenant; only those with entries
+        self._turns: list[tuple[float, int, Line]] = []  # heap by what was served when it was pushed
+        self._num_pushed = 0  # breaks ties: who came first
+
+    def push(self, entry: Entry, account: Account) -> None:
+        line = self.lines.get(account.tenant)
+        if line is None:
+            line = self.lines[account.tenant] = Line(account)
+            self._take_turn(line)
+        line.account = account
+        line.push(entry)
+
+    def pop(self) -> Entry | None:
+        """The next entry, dead or alive; its line moves on by what its account says now."""
+        while self._turns:
+            served, _, line = heapq.heappop(self._turns)
+            if not line.entries:
+                del self.lines[line.account.tenant]
+            elif served < line.account.served:
+                self._take_turn(line)  # it was served since: behind those that were not
+            else:
+                entry = heapq.heappop(line.entries)
+                self._take_turn(line)
+                return entry
+        return None
+
+    @property
+    def num_entries(self) -> int:
+        return sum(len(line.entries) for line in self.lines.values())
+
+    def prune(self, members: dict[int, Sequence]) -> None:
+        for line in self.lines.values():
+            line.entries = [entry for entry in line.entries if entry[1] in members]
+            heapq.heapify(line.entries)
+
+    def _take_turn(self, line: Line) -> None:
+        self._num_pushed += 1
+        heapq.heappush(self._turns, (line.account.served, self._num_pushed, line))
 
 
 class WaitingQueue:
-    def __init__(self, max_size: int) -> None:
+    def __init__(self, max_size: int, accounts: Accounts | None = None) -> None:
         self.max_size = max_size  # newcomers beyond it are refused
-        self._members: dict[int, Sequence] = {}  # by seq_id: the truth; the two below may hold dead entries
-        self._preempted: deque[Sequence] = deque()
-        self._newcomers: list[tuple[int, float, int, Sequence]] = []  # heap of (priority, arrival, seq_id)
+        self.accounts = Accounts() if accounts is None else accounts
+        self._members: dict[int, Sequence] = {}  # by seq_id: the truth; the rest may hold dead entries
+        self._preempted: list[tuple[int, int, Sequence]] = []  # heap by seniority
+        self._classes: dict[int, PriorityClass] = {}
+        self._priorities: list[int] = []  # of `_classes`, in order
+        self._num_entries = 0  # dead and alive, of newcomers
 
     def __len__(self) -> int:
         return len(self._members)
@@ -33,30 +96,72 @@ class WaitingQueue:
         if len(self._members) >= self.max_size:
             return False
         self._members[sequence.seq_id] = sequence
-        heapq.heappush(self._newcomers, (sequence.priority, sequence.arrival, sequence.seq_id, sequence))
+        self._push((sequence.arrival, sequence.seq_id, sequence))
         return True
 
     def put_back(self, sequence: Sequence) -> None:
-        """A preempted sequence goes to the front."""
+        """A preempted sequence goes to the front, behind those that ran before it."""
         self._members[sequence.seq_id] = sequence
-        self._preempted.appendleft(sequence)
+        heapq.heappush(self._preempted, (sequence.seniority, sequence.seq_id, sequence))
+
+    def candidates(self) -> Generator[Sequence, None, None]:
+        """Everyone in the order in which they may try to run; a caller may `drop` the one it just got.
+
+        Take as many as needed and close the iterator, before anything is added.
+        """
+        passed: list[Entry] = []
+        try:
+            yield from self._preempted_candidates()
+            for priority in self._priorities:
+                while entry := self._classes[priority].pop():
+                    self._num_entries -= 1
+                    if entry[1] in self._members:
+                        passed.append(entry)
+                        yield entry[2]
+        finally:
+            for entry in passed:
+                if entry[1] in self._members:
+                    self._push(entry)
 
     def first(self) -> Sequence | None:
         """Who is next; stays queued."""
-        while self._preempted:
-            if self._preempted[0].seq_id in self._members:
-                return self._preempted[0]
-            self._preempted.popleft()
-        while self._newcomers:
-            sequence = self._newcomers[0][3]
-            if sequence.seq_id in self._members:
-                return sequence
-            heapq.heappop(self._newcomers)
-        return None
+        walk = self.candidates()
+        sequence = next(walk, None)
+        walk.close()
+        return sequence
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a sequence that is admitted, aborted or failed."""
         del self._members[sequence.seq_id]
-        if len(self._newcomers) > 2 * len(self._members) + _SLACK:
-            self._newcomers = [entry for entry in self._newcomers if entry[2] in self._members]
-            heapq.heapify(self._newcomers)
+        if self._num_entries > 2 * len(self._members) + _SLACK:
+            self._prune()
+
+    def _preempted_candidates(self) -> Generator[Sequence, None, None]:
+        passed: list[tuple[int, int, Sequence]] = []
+        try:
+            while self._preempted:
+                entry = heapq.heappop(self._preempted)
+                if entry[1] in self._members:
+                    passed.append(entry)
+                    yield entry[2]
+        finally:
+            for entry in passed:
+                if entry[1] in self._members:
+                    heapq.heappush(self._preempted, entry)
+
+    def _push(self, entry: Entry) -> None:
+        sequence = entry[2]
+        if sequence.priority not in self._classes:
+            self._classes[sequence.priority] = PriorityClass()
+            insort(self._priorities, sequence.priority)
+        self._classes[sequence.priority].push(entry, self.accounts.of(sequence.tenant))
+        self._num_entries += 1
+
+    def _prune(self) -> None:
+        """Drop dead entries, and classes that nobody waits in."""
+        live: Counter[int] = Counter(one.priority for one in self._members.values())
+        self._classes = {priority: one for priority, one in self._classes.items() if live[priority]}
+        self._priorities = sorted(self._classes)
+        for one in self._classes.values():
+            one.prune(self._members)
+        self._num_entries = sum(one.num_entries for one in self._classes.values())
