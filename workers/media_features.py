@@ -1,8 +1,9 @@
 """From media files to the encoded rows that a batch needs, shared by all ranks.
 
 Media are cut into units (an image, or a short run of a video's frame pairs). A unit is encoded when a chunk
-first touches its tokens, by one rank, which then sends the result to the others; it is forgotten once its
-tokens are computed. So a long video never lies in memory whole, and encoding keeps pace with prefill.
+first touches its tokens, by one rank, which then sends the result to the others; its sequence needs it until
+its tokens are computed. So a long video never lies in memory whole, and encoding keeps pace with prefill.
+What another sequence needs as well, or left behind lately, is found in image_cache.py instead.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+import cuda_ops
 from engine.errors import EngineError
 from engine.messages import Chunk, MediaItem
 from engine.model_config import ModelConfig
-from workers.device.base import Device, DtypeName, Tensor
+from workers.device.base import BYTES_PER_ELEMENT, Device, DtypeName, Tensor
+from workers.image_cache import ImageCache, UnitKey
 from workers.model.decoder import MediaRows
 from workers.model.encoder import PatchBatch
 from workers.model.ernie_vl import ErnieVl
@@ -41,6 +44,11 @@ class MediaUnit:
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
+
+    @property
+    def key(self) -> UnitKey:
+        """Equal for the same frames of the same content, wherever they stand."""
+        return self.item.content_hash, self.first_frame
 
     @property
     def num_patches(self) -> int:
@@ -89,34 +97,44 @@ class _Overlap:
     num_rows: int
 
     @property
-    def key(self) -> tuple[int, int]:
+    def use(self) -> tuple[int, int]:
         return self.seq_id, self.unit.start
 
 
 @dataclass(slots=True)
 class EncodeStats:
     seconds: float = 0.0
-    num_patches: int = 0
+    num_patches: int = 0  # that went through the encoder
+    num_cached_patches: int = 0  # that need not, as their features were there
 
 
 class MediaFeatures:
-    """Encoded units of the live sequences, the same on every rank."""
+    """Encoded units of the live sequences and of those before them, the same on every rank."""
 
     def __init__(
-        self, device: Device, model: ModelConfig, runnable: ErnieVl, dtype: DtypeName, folder: Path
+        self,
+        device: Device,
+        model: ModelConfig,
+        runnable: ErnieVl,
+        dtype: DtypeName,
+        folder: Path,
+        cache_budget: int = 0,
     ) -> None:
+        """`cache_budget`: bytes of features that may stay here without a sequence that needs them."""
         self._device = device
         self._hidden_size = model.hidden_size
+        self._token_bytes = model.hidden_size * BYTES_PER_ELEMENT[dtype]
         self._patch_features = model.vision.patch_features if model.vision is not None else 0
         self._runnable = runnable
         self._dtype = dtype
         self._folder = folder  # RunDirectory.media
-        self._units: dict[int, list[MediaUnit]] = {}  # of each live sequence with media
-        self._features: dict[tuple[int, int], Tensor] = {}  # (seq_id, start) -> [num_tokens, H]
+        self._units: dict[int, list[MediaUnit]] = {}  # of each live sequence with media, not yet computed
+        self._uses: dict[tuple[int, int], UnitKey] = {}  # (seq_id, start): touched, not yet computed
+        self.cache = ImageCache(cache_budget)
 
     def drop(self, seq_id: int) -> None:
         for unit in self._units.pop(seq_id, ()):
-            self._features.pop((seq_id, unit.start), None)
+            self._end_use(seq_id, unit)
 
     def rows_for(self, chunks: Sequence[Chunk], sequences: Sequences) -> tuple[list[MediaRows], EncodeStats]:
         """The features that the chunks' tokens need, encoding what is missing.
@@ -124,15 +142,18 @@ class MediaFeatures:
         Every rank calls this with the same plan. Call `release_computed` after the batch has run.
         """
         touched = list(self._touched(chunks, sequences))
-        missing = [overlap for overlap in touched if overlap.key not in self._features]
-        stats = self._encode(missing) if missing else EncodeStats()
+        stats = self._begin_uses([overlap for overlap in touched if overlap.use not in self._uses])
         return [self._rows(overlap) for overlap in touched], stats
 
     def release_computed(self, sequence: LiveSequence) -> None:
-        """Forget the units whose tokens are all computed."""
+        """The units whose tokens are all computed are not needed any more."""
         units = self._units.get(sequence.seq_id)
         while units and units[0].end <= sequence.num_computed_tokens:
-            self._features.pop((sequence.seq_id, units.pop(0).start), None)
+            self._end_use(sequence.seq_id, units.pop(0))
+
+    def recount(self) -> None:
+        """Raise EngineError unless everything held beyond the budget is needed by a live sequence."""
+        self.cache.recount(self._uses.values())
 
     def _touched(self, chunks: Sequence[Chunk], sequences: Sequences) -> Iterator[_Overlap]:
         """Where chunks and units meet, in batch order."""
@@ -157,57 +178,87 @@ class MediaFeatures:
         return self._units[sequence.seq_id]
 
     def _rows(self, overlap: _Overlap) -> MediaRows:
-        features = self._features[overlap.key]
+        features = self.cache[overlap.unit.key]
         rows = np.arange(overlap.first_row, overlap.first_row + overlap.num_rows, dtype=np.int32)
         return MediaRows(
             features=features[overlap.first_feature : overlap.first_feature + overlap.num_rows],
             rows=self._device.upload(rows),
         )
 
+    # uses ---------------------------------------------------------------------------------------------
+
+    def _begin_uses(self, begun: list[_Overlap]) -> EncodeStats:
+        """Sequences reach these units for the first time: make their features ready and hold on to them."""
+        missing: dict[UnitKey, MediaUnit] = {}
+        for overlap in begun:
+            key = overlap.unit.key
+            if key in self.cache:
+                self.cache.take(key)  # at once, or making room for others could forget it
+            else:
+                missing.setdefault(key, overlap.unit)
+        stats = self._encode(list(missing.values())) if missing else EncodeStats()
+        for overlap in begun:
+            key = self._uses[overlap.use] = overlap.unit.key
+            if key in missing:
+                self.cache.take(key)
+        stats.num_cached_patches = sum(overlap.unit.num_patches for overlap in begun) - stats.num_patches
+        return stats
+
+    def _end_use(self, seq_id: int, unit: MediaUnit) -> None:
+        if self._uses.pop((seq_id, unit.start), None) is not None:
+            self.cache.give_back(unit.key)
+
     # encoding -----------------------------------------------------------------------------------------
 
-    def _encode(self, missing: list[_Overlap]) -> EncodeStats:
-        """Encode each unit on one rank and hand the result to all."""
+    def _encode(self, units: list[MediaUnit]) -> EncodeStats:
+        """Encode each unit on one rank, hand the result to all, and put it into the cache."""
         began = time.perf_counter()
-        units = [overlap.unit for overlap in missing]
+        self.cache.make_room(sum(self._num_bytes(unit.num_tokens) for unit in units))
+        features = [self._device.empty((unit.num_tokens, self._hidden_size), self._dtype) for unit in units]
         owners = assign_ranks(units, self._device.world)
-        shares: list[list[_Overlap]] = [[] for _ in range(self._device.world)]
-        for overlap, owner in zip(missing, owners, strict=True):
-            shares[owner].append(overlap)
-        buffers = [self._buffer_for(share) for share in shares]
-        mine, my_buffer = shares[self._device.rank], buffers[self._device.rank]
+        mine = [i for i, owner in enumerate(owners) if owner == self._device.rank]
         if mine:
-            self._encode_share([overlap.unit for overlap in mine], my_buffer)
+            self._encode_share([units[i] for i in mine], [features[i] for i in mine])
             self._runnable.release_encoder_memory()
-        for rank, buffer in enumerate(buffers):
-            if buffer is not None:
-                self._device.broadcast(buffer, rank)
+        for unit, tensor, owner in zip(units, features, owners, strict=True):
+            self._device.broadcast(tensor, owner)
+            self.cache.add(
+                unit.key, tensor, self._num_bytes(unit.num_tokens), keep=self._is_worth_keeping(unit.item)
+            )
         return EncodeStats(time.perf_counter() - began, sum(unit.num_patches for unit in units))
 
-    def _buffer_for(self, share: list[_Overlap]) -> Tensor | None:
-        """One tensor for all features of one rank's share; the units get slices of it."""
-        if not share:
-            return None
-        num_rows = sum(overlap.unit.num_tokens for overlap in share)
-        buffer = self._device.empty((num_rows, self._hidden_size), self._dtype)
-        start = 0
-        for overlap in share:
-            self._features[overlap.key] = buffer[start : start + overlap.unit.num_tokens]
-            start += overlap.unit.num_tokens
-        return buffer
+    def _num_bytes(self, num_tokens: int) -> int:
+        return num_tokens * self._token_bytes
 
-    def _encode_share(self, units: list[MediaUnit], out: Tensor) -> None:
-        """Fill `out` with the units' features, a bounded number of patches at a time."""
-        start = 0
+    def _is_worth_keeping(self, item: MediaItem) -> bool:
+        """More than the budget would push out everything, and its own beginning before it is wanted again."""
+        return self._num_bytes(item.num_tokens) <= self.cache.budget
+
+    def _encode_share(self, units: list[MediaUnit], features: list[Tensor]) -> None:
+        """Fill one rank's `features`, a bounded number of patches at a time."""
+        remaining = iter(features)
         for pack in packs(units):
+            outs = [next(remaining) for _ in pack]
+            if len(pack) == 1:
+                self._encode_pack(pack, outs[0])
+                continue
             num_rows = sum(unit.num_tokens for unit in pack)
-            patches = np.concatenate([self._read_patches(unit) for unit in pack])
-            frames = [unit.item.grid[1:] for unit in pack for _ in range(unit.num_frames)]
-            self._runnable.encode(
-                PatchBatch(patches, frames),
-                [unit.num_frames for unit in pack],
-                out[start : start + num_rows],
-            )
+            merged = self._device.empty((num_rows, self._hidden_size), self._dtype)
+            self._encode_pack(pack, merged)
+            self._copy_apart(merged, outs)
+
+    def _encode_pack(self, pack: list[MediaUnit], out: Tensor) -> None:
+        patches = np.concatenate([self._read_patches(unit) for unit in pack])
+        frames = [unit.item.grid[1:] for unit in pack for _ in range(unit.num_frames)]
+        self._runnable.encode(PatchBatch(patches, frames), [unit.num_frames for unit in pack], out)
+
+    def _copy_apart(self, merged: Tensor, outs: list[Tensor]) -> None:
+        """Each unit has memory of its own, so that forgetting one frees its bytes."""
+        start = 0
+        for out in outs:
+            num_rows = out.shape[0]
+            rows = self._device.upload(np.arange(num_rows, dtype=np.int32))
+            cuda_ops.scatter_rows(merged[start : start + num_rows], rows, out)
             start += num_rows
 
     def _read_patches(self, unit: MediaUnit) -> np.ndarray:

@@ -38,9 +38,14 @@ class Runner:
         num_blocks: int,
         block_size: int,
         num_token_ids: int = 0,
+        image_cache: int = 0,
         on_progress: Callable[[float], None] = no_progress,
     ) -> None:
-        """Allocates the KV cache. `num_token_ids`: ids the tokenizer knows, 0 for the whole vocabulary."""
+        """Allocates the KV cache.
+
+        num_token_ids   ids the tokenizer knows, 0 for the whole vocabulary
+        image_cache     bytes of encoded images that may stay when no sequence needs them
+        """
         share = share_of(model, device.rank, device.world)
         self._model = model
         self._device = device
@@ -48,7 +53,7 @@ class Runner:
         self._sequences = Sequences()
         self._kv = KvCache.allocate(device, model, share, dtype, num_blocks, block_size)
         self._runnable = ErnieVl(model, weights, device, dtype, on_progress)
-        self._media = MediaFeatures(device, model, self._runnable, dtype, media_folder)
+        self._media = MediaFeatures(device, model, self._runnable, dtype, media_folder, image_cache)
         self._sampler = Sampler(device, model, share.padded_vocab_size, num_token_ids or model.vocab_size)
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -77,6 +82,7 @@ class Runner:
             compute_seconds=time.perf_counter() - began - encoding.seconds,
             encode_seconds=encoding.seconds,
             num_encoded_patches=encoding.num_patches,
+            num_cached_patches=encoding.num_cached_patches,
         )
 
     def _sample(self, logits: Tensor | None, sampled: list[LiveSequence]) -> list[SampledToken]:

@@ -147,6 +147,7 @@ class Worker:
             num_blocks=start.num_blocks,
             block_size=config.block_size,
             num_token_ids=count_token_ids(Path(config.tokenizer or config.model)),
+            image_cache=config.image_cache,
             on_progress=self._pulse.beat,
         )
         self._pulse.beat(phase=Phase.READY)
