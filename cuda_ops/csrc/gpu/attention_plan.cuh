@@ -26,7 +26,7 @@ struct AttentionShape {
   const int32_t* query_starts;
   const int32_t* kv_lens;
   int num_sequences, max_blocks, num_queries;
-  int num_heads, num_kv_heads, block_size;
+  int num_heads, num_kv_heads, block_shift;  // log2 of the block size
   float scale_log2;
 
   __device__ int heads_per_kv() const { return num_heads / num_kv_heads; }

@@ -153,8 +153,12 @@ class Loader {
     __syncwarp();  // the rows of the task before were read
     for (int i = lane(); i < Shape::tokens; i += 32) {
       int row = -1;
-      if (i < task_.num_rows)
-        row = p.inputs ? p.inputs[task_.first_row + i] / p.input_divisor : task_.first_row + i;
+      if (i < task_.num_rows) row = task_.first_row + i;
+      if (p.inputs) {
+        row = p.inputs[row] / p.input_divisor;
+      } else if (!p.starts) {
+        row = (row - task_.group * p.num_rows) * p.num_groups + task_.group;
+      }
       input_rows_[i] = row;
     }
     __syncwarp();
@@ -364,8 +368,9 @@ const char* launch_shape(void* stream, const GroupedLinear& p) {
   using Shape = GemmShape<kind, row_tiles, tokens, stages, blocks>;
   int64_t most_tasks = 0;  // no grid is larger than the work can be
   for (int pool = 0; pool * p.groups_per_pool < p.num_groups; ++pool) {
-    const int64_t rows =
-        ceil_div(p.num_rows, tokens) + (p.starts ? std::min(p.num_rows, p.groups_per_pool) : 0);
+    // An expert's rows fill one tile more than they would side by side with all others.
+    const int64_t full = ceil_div(p.num_rows, tokens);
+    const int64_t rows = p.starts ? full + std::min(p.num_rows, p.groups_per_pool) : full * p.num_groups;
     most_tasks += rows * ceil_div(p.pools[pool].row_tiles(), row_tiles);
   }
   static_assert(Shape::shared_bytes <= 161 * 1024, "a block takes more shared memory than an A100 has");

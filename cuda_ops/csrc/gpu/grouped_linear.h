@@ -9,20 +9,22 @@ namespace octet::gpu {
 
 // For every group e (an expert; a dense layer is one group) and every row r of [starts[e], starts[e + 1]):
 //   y = x[inputs[r] / input_divisor] @ W_e^T         W_e is matrix e % groups_per_pool of its pool
+// Without starts every group has num_rows rows; without inputs row i of group e is then x[i * num_groups +
+// e], so that groups can be parts of the columns of wider rows.
 //   gated:  out[outputs[r]] = silu(gate half of y) * up half of y
 //   plain:  out[outputs[r]] = activation(y + bias)
 // fp32 sums, one rounding to the type of out.
 struct GroupedLinear {
   const void* x;          // bf16
   int64_t x_stride;       // elements from row to row
-  const int32_t* inputs;  // null: r itself
+  const int32_t* inputs;  // null: r itself, but see above
   int32_t input_divisor;
   void* out;
   int64_t out_stride;
   bool out_is_float;       // fp32, else bf16
   const int32_t* outputs;  // null: r itself
-  const int32_t* starts;   // device; null: one group [0, num_rows)
-  int32_t num_rows;        // of all groups: an upper bound where starts is given
+  const int32_t* starts;   // device; null: num_rows rows in every group
+  int32_t num_rows;        // with starts: of all groups, or a bound of it
   int32_t num_groups, groups_per_pool;
   PackedWeight pools[2];  // all of one kind and all gated or none
   const void* bias;       // bf16, null: none; plain only

@@ -54,10 +54,14 @@ Status pack_weight(Stream stream, const WeightView& source, int64_t count, const
 Status linear(Stream stream, const void* x, const PackedWeight& w, const void* bias, Activation activation,
               DType out_type, void* out, int64_t m);
 
-// include/moe.h, x bf16, the routers packed as one matrix [P * E, H]; logits [M, P * E] fp32 is scratch.
+// include/moe.h, x bf16. The routers of all pools are one matrix [P * E, H], cut in router_parts(H) equal
+// parts of its columns, each packed as a matrix of a stack. logits [router_parts(H), M, P * E] fp32 is
+// scratch.
+int64_t router_parts(int64_t hidden);
 Status route_experts(Stream stream, const void* x, const PackedWeight& router, const float* bias,
                      const int32_t* token_types, float norm_min, int32_t* expert_ids, float* expert_weights,
-                     int64_t m, int64_t num_pools, int64_t num_experts, int64_t top_k, float* logits);
+                     int64_t m, int64_t hidden, int64_t num_pools, int64_t num_experts, int64_t top_k,
+                     float* logits);
 
 // One pool: stacks of matrices, up_gate packed gated.
 struct PackedExperts {

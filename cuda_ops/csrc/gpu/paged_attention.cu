@@ -12,7 +12,8 @@
 //           stages of its own, which runs on into its next task; the query heads of a KV head are the rows of
 //           one mma. Prefill: a block of 8 warps x 16 rows shares the tiles. Then partial results are merged,
 //           where there is more than one.
-//   needs   head_dim 32, 64 or 128, at most 16 query heads per KV head, caches 16-byte aligned, sm_80;
+//   needs   head_dim 32, 64 or 128, block_size a power of two, at most 16 query heads per KV head, caches
+//   16-byte aligned, sm_80;
 //           lists large enough for the batch (AttentionLimits). Slots past kv_len may hold NaN; sequences
 //           may be empty; rows of no sequence and of sequences without keys become zeros.
 //   order   attention.cuh inside a segment, attention_plan.cuh above it: depends on the row and its keys
@@ -86,8 +87,9 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(AttentionShape shape
 // Where the key at a position lies: its row in the cache, counted in head_dim elements.
 __device__ __forceinline__ int64_t cache_row(const AttentionShape& s, int sequence, int kv_head,
                                              int position) {
-  const int64_t block = s.block_tables[int64_t(sequence) * s.max_blocks + position / s.block_size];
-  return (block * s.num_kv_heads + kv_head) * s.block_size + position % s.block_size;
+  const int64_t block = s.block_tables[int64_t(sequence) * s.max_blocks + (position >> s.block_shift)];
+  const int offset = position & ((1 << s.block_shift) - 1);
+  return ((block * s.num_kv_heads + kv_head) << s.block_shift) + offset;
 }
 
 // Starts copying keys [first, first + 64) and their values, zeros from `end` on, with `threads` threads.
@@ -426,11 +428,17 @@ __global__ void __launch_bounds__(kMergeThreads)
 
 // ---- launching ----
 
+int log2_of(int64_t size) {
+  int shift = 0;
+  while ((int64_t(1) << shift) < size) ++shift;
+  return shift;
+}
+
 AttentionShape shape_of(const octet::cpu::PagedBatch& batch, float scale, int64_t m, int64_t num_heads,
                         const octet::cpu::KvShape& kv) {
   return {batch.block_tables,       batch.query_starts,    batch.kv_lens,
           int(batch.num_sequences), int(batch.max_blocks), int(m),
-          int(num_heads),           int(kv.num_kv_heads),  int(kv.block_size),
+          int(num_heads),           int(kv.num_kv_heads),  log2_of(kv.block_size),
           scale * 1.44269504f};
 }
 
@@ -480,6 +488,7 @@ Status paged_attention(Stream stream, const void* q, const void* k_cache, const 
                        void* workspace) {
   if (num_heads % kv.num_kv_heads != 0) return "num_heads must be a multiple of num_kv_heads";
   if (num_heads / kv.num_kv_heads > kShortRows) return "a KV head may serve at most 16 query heads";
+  if (kv.block_size & (kv.block_size - 1)) return "block_size must be a power of two";
   if (m == 0) return nullptr;
   const AttentionWorkspace layout(limits, batch.num_sequences, kv.num_kv_heads, kv.head_dim);
   const auto run = [&](auto launcher) {

@@ -8,11 +8,12 @@
 //
 //   bytes   4 P E H for the routers + 2 M H   -> a few us; both pools' logits are made for every token, so
 //           that no block has to ask for a token's type
-//   map     grouped_linear.cuh with one group of P * E outputs, then a warp per token, two experts per lane
+//   map     grouped_linear.cuh with the columns cut in router_parts(H) groups, so that the few outputs still
+//           keep 64 blocks busy; then a warp per token, two experts per lane
 //   needs   H % 8 == 0, E <= 64, k <= 32; M may be 0
-//   order   logits as grouped_linear.cuh; the softmax's sum by the tree of warp_sum, the chosen p ascending j
-//   source  ERNIE 4.5's router, see the model's description          twin  cpu/route.cc
-//   speed   not yet measured
+//   order   logits as grouped_linear.cuh, their parts ascending; the softmax's sum by the tree of warp_sum,
+//   the chosen p ascending j source  ERNIE 4.5's router, see the model's description          twin
+//   cpu/route.cc speed   not yet measured
 
 #include "elements.cuh"
 #include "launchers.h"
@@ -24,14 +25,21 @@ constexpr int kThreads = 128;
 constexpr int kPerLane = 2;  // experts
 
 struct Selection {
-  const float* logits;  // [M, num_pools * num_experts]
+  const float* logits;  // [parts, M, num_pools * num_experts]
   const float* bias;
   const int32_t* token_types;
   float norm_min;
   int32_t* expert_ids;
   float* expert_weights;
   int64_t m;
-  int num_pools, num_experts, top_k;
+  int num_pools, num_experts, top_k, parts;
+
+  __device__ float logit(int64_t token, int pool, int expert) const {
+    const float* part = logits + (token * num_pools + pool) * num_experts + expert;
+    float sum = *part;
+    for (int i = 1; i < parts; ++i) sum += part[i * m * num_pools * num_experts];
+    return sum;
+  }
 };
 
 // The larger score wins, of equal ones the lower index; NaN never wins.
@@ -58,12 +66,11 @@ __global__ void __launch_bounds__(kThreads) select_experts_kernel(Selection s) {
     }
     return;
   }
-  const float* logits = s.logits + (token * s.num_pools + pool) * s.num_experts;
   float p[kPerLane], biased[kPerLane], largest = -INFINITY, sum = 0;
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int expert = i * 32 + lane;
-    p[i] = expert < s.num_experts ? logits[expert] : -INFINITY;
+    p[i] = expert < s.num_experts ? s.logit(token, pool, expert) : -INFINITY;
     largest = fmaxf(largest, p[i]);
   }
   largest = warp_max(largest);
@@ -111,19 +118,36 @@ __global__ void __launch_bounds__(kThreads) select_experts_kernel(Selection s) {
 
 }  // namespace
 
+// A rule of the width alone, because it is part of the order.
+int64_t router_parts(int64_t hidden) {
+  return hidden >= 512 && hidden % 64 == 0 ? 8 : 1;
+}
+
 Status route_experts(Stream stream, const void* x, const PackedWeight& router, const float* bias,
                      const int32_t* token_types, float norm_min, int32_t* expert_ids, float* expert_weights,
-                     int64_t m, int64_t num_pools, int64_t num_experts, int64_t top_k, float* logits) {
+                     int64_t m, int64_t hidden, int64_t num_pools, int64_t num_experts, int64_t top_k,
+                     float* logits) {
   if (num_experts > 32 * kPerLane) return "there may be at most 64 experts in a pool";
   if (top_k > 32 || top_k > num_experts) return "top_k may be at most 32 and at most the number of experts";
-  if (router.kind != WeightKind::float32 || router.out_features != num_pools * num_experts) {
-    return "the router must be packed as one fp32 matrix of num_pools * num_experts rows";
+  const int64_t parts = router_parts(hidden);
+  if (router.kind != WeightKind::float32 || router.out_features != num_pools * num_experts ||
+      router.in_features * parts != hidden) {
+    return "the router must be packed as router_parts(H) fp32 matrices of num_pools * num_experts rows";
   }
+  GroupedLinear p = {};
+  p.x = x;
+  p.x_stride = hidden / parts;
+  p.input_divisor = 1;
+  p.out = logits;
+  p.out_stride = router.out_features;
+  p.out_is_float = true;
+  p.num_rows = p.typical_rows = int32_t(m);
+  p.num_groups = p.groups_per_pool = int32_t(parts);
+  p.pools[0] = router;
+  if (Status status = grouped_linear(stream, p)) return status;
   if (m == 0) return nullptr;
-  if (Status status = linear(stream, x, router, nullptr, Activation::none, DType::float32, logits, m))
-    return status;
-  const Selection s{logits,         bias, token_types,    norm_min,         expert_ids,
-                    expert_weights, m,    int(num_pools), int(num_experts), int(top_k)};
+  const Selection s{logits, bias,           token_types,      norm_min,   expert_ids, expert_weights,
+                    m,      int(num_pools), int(num_experts), int(top_k), int(parts)};
   return launch({"select_experts", dim3(unsigned(ceil_div(m, kThreads / 32))), kThreads, 0, stream},
                 select_experts_kernel, s);
 }

@@ -10,15 +10,18 @@ import pytest
 from cuda_ops.emulator import Cost, emulator
 from tests.conftest import Rand
 
-from .builders import to_bf16
+from .builders import NEEDS_HOOKS, to_bf16
 from .structures import aligned, pack
 from .test_attention import make_sequence, run_batch, segment_attention, segments_of
 from .test_linear import linear
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("addr2line") is None,
-    reason="addr2line (binutils) is not installed; it names the source lines",
-)
+pytestmark = [
+    NEEDS_HOOKS,
+    pytest.mark.skipif(
+        shutil.which("addr2line") is None,
+        reason="addr2line (binutils), which names source lines, is not installed",
+    ),
+]
 SECTOR = 32  # bytes
 
 

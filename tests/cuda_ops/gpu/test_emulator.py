@@ -14,9 +14,10 @@ from cuda_ops.emulator import Emulator, address_sanitizer_runtime, library_path
 from tests.checks import assert_close, assert_same_bits
 from tests.conftest import Rand
 
-from .builders import from_bf16, reported, rounded, to_bf16
+from .builders import NEEDS_HOOKS, from_bf16, reported, rounded, to_bf16
 
 HERE = Path(__file__).parent
+pytestmark = NEEDS_HOOKS
 
 
 @pytest.fixture(scope="module")
