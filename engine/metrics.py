@@ -80,6 +80,9 @@ class Metrics:
         self._steps = self._histogram("step_seconds", "plan sent to result received", _STEP_TIMES)
         self._step_tokens = self._histogram("step_tokens", "tokens computed in one step", _TOKEN_COUNTS)
         self._patches = self._counter("encoded_patches", "patches that went through the vision tower")
+        self._cached_patches = self._counter(
+            "cached_patches", "patches that need not, as their features were in the image cache"
+        )
         self._encoding = self._counter("encode_seconds", "time in the vision tower")
         self._http = self._counter("http_requests", "HTTP requests", ["route", "status", "error_type"])
         self._http_seconds = self._histogram(
@@ -111,6 +114,8 @@ class Metrics:
         if result.num_encoded_patches:
             self._patches.inc(result.num_encoded_patches)
             self._encoding.inc(result.encode_seconds)
+        if result.num_cached_patches:
+            self._cached_patches.inc(result.num_cached_patches)
 
     def observe_outbox(self, outbox: Outbox) -> None:
         if outbox.num_generated_tokens:
