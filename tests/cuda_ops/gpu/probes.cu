@@ -94,6 +94,25 @@ __global__ void transpose_kernel(const __nv_bfloat16* in, __nv_bfloat16* out) {
   }
 }
 
+// A warp reads shared and global memory with a stride in floats.
+__global__ void stride_kernel(const float* in, float* out, int stride) {
+  OCTET_SHARED(float, values, 1024);
+  for (int i = threadIdx.x; i < 1024; i += 32) values[i] = 1;
+  __syncthreads();
+  out[threadIdx.x] = values[threadIdx.x * stride] + in[threadIdx.x * stride];
+}
+
+// The second write of each value comes while a neighbour may still be reading the first.
+__global__ void overwrite_kernel(float* out) {
+  OCTET_SHARED(float, values, 64);
+  values[threadIdx.x] = 1;
+  __syncthreads();
+  out[threadIdx.x] = values[(threadIdx.x + 32) % 64];
+  values[threadIdx.x] = 2;
+  __syncthreads();
+  out[threadIdx.x] += values[threadIdx.x];
+}
+
 // Every lane's results of the warp operations: ballot, any, all, sum, largest, rotated, first of eight
 __global__ void warp_kernel(const int* in, int* out) {
   const int lane = threadIdx.x, value = in[lane];
@@ -147,6 +166,12 @@ const char* copy(const void* in, void* out, bool leave_out_wait) {
   return launch({"copy", 1, 32, 512, nullptr}, copy_kernel, static_cast<const uint4*>(in),
                 static_cast<uint4*>(out), leave_out_wait);
 }
+const char* stride(const float* in, float* out, int64_t stride) {
+  return launch({"stride", 1, 32, 0, nullptr}, stride_kernel, in, out, int(stride));
+}
+const char* overwrite(float* out) {
+  return launch({"overwrite", 1, 64, 0, nullptr}, overwrite_kernel, out);
+}
 const char* past_the_end(const float* in, float* out, int64_t shift) {
   return launch({"past_the_end", 1, 32, 0, nullptr}, past_the_end_kernel, in, out, int(shift));
 }
@@ -179,6 +204,8 @@ EXPORT(divergent_warp)
 EXPORT(missing_warp_barrier)
 EXPORT(copy)
 EXPORT(past_the_end)
+EXPORT(stride)
+EXPORT(overwrite)
 EXPORT(product)
 EXPORT(transpose)
 EXPORT(warp_operations)

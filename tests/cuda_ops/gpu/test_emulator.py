@@ -15,6 +15,7 @@ from tests.checks import assert_close, assert_same_bits
 from tests.conftest import Rand
 
 from .builders import NEEDS_HOOKS, from_bf16, reported, rounded, to_bf16
+from .structures import aligned
 
 HERE = Path(__file__).parent
 pytestmark = NEEDS_HOOKS
@@ -66,6 +67,26 @@ def test_a_warp_barrier_orders_the_lanes(probes: Emulator) -> None:
     assert_same_bits(out, (np.arange(64) ^ 1).astype(np.float32))
     with reported("shared memory"):
         probes.call("missing_warp_barrier", out, True)
+
+
+def test_a_value_overwritten_before_all_have_read_it_is_reported(probes: Emulator) -> None:
+    with reported("that another thread"):
+        probes.call("overwrite", floats())
+
+
+@pytest.mark.parametrize(
+    ("stride", "wavefronts", "sectors"), [(1, 1, 4), (2, 2, 8), (5, 1, 20), (32, 32, 32)]
+)
+def test_strided_accesses_cost_what_the_hardware_takes(
+    probes: Emulator, stride: int, wavefronts: int, sectors: int
+) -> None:
+    source = aligned(1024, np.float32)
+    with probes.profile() as costs:
+        probes.call("stride", source, floats(32), stride)
+    strided = {cost.memory: cost for cost in costs if cost.requests == 1 and "probes.cu" in cost.place}
+    assert strided["shared"].cost == wavefronts and strided["shared"].least == 1
+    reads = [cost.cost for cost in costs if cost.memory == "global" and cost.requests == 1]
+    assert sectors in reads
 
 
 def test_an_asynchronous_copy_lands_when_it_is_waited_for(probes: Emulator) -> None:
