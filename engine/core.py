@@ -20,11 +20,13 @@ import zmq
 
 from engine.channels import RunDirectory
 from engine.config import read_config
+from engine.debug_pages import debug_pages
 from engine.errors import ConfigError, EngineError
 from engine.gateway import ApiGateway
 from engine.loop import StepLoop
 from engine.media_files import MediaFiles
-from engine.metrics import Metrics, MetricsServer
+from engine.metrics import Metrics
+from engine.metrics_server import MetricsServer
 from engine.model_config import read_model_config
 from engine.process import begin_child
 from engine.scheduler import Scheduler
@@ -106,14 +108,40 @@ class Core:
             await self._steps.run()
 
     def _watch(self, scheduler: Scheduler, num_blocks: int) -> None:
-        pool = scheduler.kv.pool
+        pool, cache = scheduler.kv.pool, scheduler.kv.cache
+        self._metrics_server.show(debug_pages(scheduler))
         self._metrics.describe(self._config, num_blocks)
         self._metrics.watch("num_requests_running", "sequences that compute", lambda: scheduler.num_running)
         self._metrics.watch("num_requests_waiting", "sequences in the queue", lambda: scheduler.num_waiting)
         self._metrics.watch("kv_blocks_total", "KV blocks", lambda: num_blocks)
         self._metrics.watch(
-            "kv_blocks_used", "KV blocks that have an owner", lambda: num_blocks - pool.num_free
+            "kv_blocks_used", "KV blocks that a live sequence holds", lambda: num_blocks - pool.num_free
         )
+        self._metrics.watch("kv_blocks_cached", "KV blocks that a prompt may begin with", lambda: len(cache))
+        self._metrics.watch_counter(
+            "prefix_cache_evictions", "cached KV blocks that were overwritten", lambda: cache.num_evictions
+        )
+        self._watch_by_reference_names(scheduler, num_blocks)
+
+    def _watch_by_reference_names(self, scheduler: Scheduler, num_blocks: int) -> None:
+        names, pool = self._metrics.reference_names(self._config.display_name), scheduler.kv.pool
+        max_num_seqs = self._config.max_num_seqs
+        for name, help, read in (
+            ("num_requests_running", "sequences that compute", lambda: scheduler.num_running),
+            ("num_requests_waiting", "sequences in the queue", lambda: scheduler.num_waiting),
+            ("batch_size", "sequences that compute", lambda: scheduler.num_running),
+            ("max_batch_size", "sequences that may compute at once", lambda: max_num_seqs),
+            (
+                "available_batch_size",
+                "sequences that may be added",
+                lambda: max_num_seqs - scheduler.num_running,
+            ),
+            ("max_gpu_block_num", "KV blocks", lambda: num_blocks),
+            ("free_gpu_block_num", "KV blocks that no sequence holds", lambda: pool.num_free),
+            ("available_gpu_block_num", "KV blocks that no sequence holds", lambda: pool.num_free),
+            ("gpu_cache_usage_perc", "share of KV blocks held", lambda: 1 - pool.num_free / num_blocks),
+        ):
+            names.gauge(name, help, read)
 
     def _on_progress(self, detail: str) -> None:
         self._gateway.announce("starting", detail)

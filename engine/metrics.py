@@ -1,13 +1,12 @@
-"""What an operator can watch: Prometheus metrics of requests, steps, blocks and HTTP, on a port of their own.
+"""What an operator can watch: Prometheus metrics of requests, steps, blocks and HTTP.
 
 The step loop feeds them; gauges are read when someone looks, so they cost nothing per step. Served by
-prometheus_client's own HTTP server in a thread. Times in seconds.
+metrics_server.py, and a second time under other names by reference_metrics.py. Times in seconds.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client import (
@@ -15,14 +14,15 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     disable_created_metrics,
-    start_http_server,
 )
+from prometheus_client.core import CounterMetricFamily
 
 from engine.config import ServerConfig
-from engine.errors import ConfigError
 from engine.messages import RequestObserved, StepResult
 from engine.outbox import Outbox
+from engine.reference_metrics import ReferenceNames
 from engine.sequence import Sequence
 
 # Long prompts with videos take minutes to their first token: the buckets have to reach there.
@@ -75,6 +75,22 @@ class Metrics:
         )
         self._latency = self._histogram("e2e_request_latency_seconds", "arrival to last token", _LATENCIES)
         self._queue = self._histogram("request_queue_time_seconds", "arrival to first scheduled", _LATENCIES)
+        self._prefill = self._histogram(
+            "request_prefill_time_seconds", "first scheduled to first token", _LATENCIES
+        )
+        self._decode = self._histogram("request_decode_time_seconds", "first token to last", _LATENCIES)
+        self._inference = self._histogram(
+            "request_inference_time_seconds", "first scheduled to last token", _LATENCIES
+        )
+        self._cached_tokens = self._counter(
+            "prefix_cache_hit_tokens", "prompt tokens that came from the prefix cache"
+        )
+        self._cached_requests = self._counter(
+            "prefix_cache_hit_requests", "requests of whose prompt some tokens came from the prefix cache"
+        )
+        self._max_tokens = self._histogram(
+            "request_params_max_tokens", "tokens that one request asked for at most", _TOKEN_COUNTS
+        )
         self._prompt_length = self._histogram("request_prompt_tokens", "of one request", _TOKEN_COUNTS)
         self._output_length = self._histogram("request_generation_tokens", "of one request", _TOKEN_COUNTS)
         self._steps = self._histogram("step_seconds", "plan sent to result received", _STEP_TIMES)
@@ -96,6 +112,44 @@ class Metrics:
     def watch(self, name: str, help: str, read: Callable[[], float]) -> None:
         """A gauge whose value is asked for when the metrics are fetched."""
         Gauge(f"octet:{name}", help, registry=self.registry).set_function(read)
+
+    def watch_counter(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """A counter that someone else counts, asked for when the metrics are fetched."""
+        self.registry.register(_ReadCounter(f"octet:{name}", help, read))  # type: ignore[arg-type]
+
+    def reference_names(self, model: str) -> ReferenceNames:
+        """Serve these metrics under the reference server's names, too; the caller adds its gauges."""
+        names = ReferenceNames(model)
+        names.copy(
+            "request_success", self._requests, lambda labels: labels["finish_reason"] in ("stop", "length")
+        )
+        for name, source in (
+            ("request_preempted", self._preemptions),
+            ("prompt_tokens", self._prompt_tokens),
+            ("generation_tokens", self._generated),
+            ("prefix_cache_token_num", self._cached_tokens),
+            ("prefix_gpu_cache_token_num", self._cached_tokens),
+            ("time_to_first_token_seconds", self._first_token),
+            ("time_per_output_token_seconds", self._per_token),
+            ("e2e_request_latency_seconds", self._latency),
+            ("request_queue_time_seconds", self._queue),
+            ("request_prefill_time_seconds", self._prefill),
+            ("request_decode_time_seconds", self._decode),
+            ("request_inference_time_seconds", self._inference),
+            ("request_prompt_tokens", self._prompt_length),
+            ("request_generation_tokens", self._output_length),
+            ("request_params_max_tokens", self._max_tokens),
+        ):
+            names.copy(name, source)
+        names.gauge(
+            "hit_token_rate", "share of prompt tokens that came from the prefix cache", self._hit_rate
+        )
+        self.registry.register(names)  # type: ignore[arg-type]
+        return names
+
+    def _hit_rate(self) -> float:
+        prompts = self._prompt_tokens._value.get()
+        return self._cached_tokens._value.get() / prompts if prompts else 0.0
 
     def describe(self, config: ServerConfig, num_blocks: int) -> None:
         """One series whose labels tell the settings that explain the other numbers."""
@@ -126,6 +180,11 @@ class Metrics:
             self._refused.labels(str(status)).inc()
         for sequence in outbox.started:
             self._prompt_tokens.inc(sequence.num_prompt_tokens)
+            self._prefill.observe(sequence.first_token - sequence.first_scheduled)
+            self._max_tokens.observe(sequence.sampling.max_tokens)
+            if sequence.num_cached_tokens:
+                self._cached_tokens.inc(sequence.num_cached_tokens)
+                self._cached_requests.inc()
             self._first_token.observe(sequence.first_token - sequence.arrival)
             self._queue.observe(sequence.first_scheduled - sequence.arrival)
         for sequence in outbox.finished:
@@ -150,6 +209,8 @@ class Metrics:
         if not sequence.last_token:
             return  # aborted or failed in the middle
         self._latency.observe(sequence.last_token - sequence.arrival)
+        self._decode.observe(sequence.last_token - sequence.first_token)
+        self._inference.observe(sequence.last_token - sequence.first_scheduled)
         if sequence.num_output_tokens > 1:
             decoding = sequence.last_token - sequence.first_token
             self._per_token.observe(decoding / (sequence.num_output_tokens - 1))
@@ -161,17 +222,9 @@ class Metrics:
         return Histogram(f"octet:{name}", help, labels or [], buckets=buckets, registry=self.registry)
 
 
-class MetricsServer:
-    """GET /metrics on the metrics port."""
+class _ReadCounter:
+    def __init__(self, name: str, help: str, read: Callable[[], float]) -> None:
+        self._name, self._help, self._read = name, help, read
 
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
-        try:
-            self._server, self._thread = start_http_server(port, host, metrics.registry)
-        except OSError as error:
-            raise ConfigError(f"--metrics-port {port} cannot be used on {host}: {error.strerror}") from None
-        assert isinstance(self._thread, threading.Thread)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._help, value=self._read())

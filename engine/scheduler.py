@@ -37,6 +37,7 @@ from engine.pacing import Pacing
 from engine.preemption import choose_victim
 from engine.prefix_cache import extend_keys
 from engine.sequence import Sequence, Status
+from engine.step_log import StepLog, StepRecord
 from engine.stopping import FinishReason, finish_reason
 from engine.waiting import WaitingQueue
 
@@ -54,7 +55,9 @@ class StepDraft:
     added: list[NewSequence] = field(default_factory=list)
     num_sampling: int = 0  # chunks that end with a sampled token
     num_prefill_tokens: int = 0  # in chunks of more than one token
-    has_preempted: bool = False
+    preempted: list[str] = field(default_factory=list)  # request ids
+    passed_over: list[tuple[str, str]] = field(default_factory=list)  # request ids and why they wait
+    full: str = ""  # what there is no more of: "tokens" or "sequences"
 
 
 class Scheduler:
@@ -77,6 +80,7 @@ class Scheduler:
         self.pacing = Pacing(
             config.target_itl_ms / 1000, config.max_prefill_tokens_per_step or config.max_num_batched_tokens
         )
+        self.log = StepLog()
         self.num_preemptions = 0
         self.num_tokens_in_step = 0  # computed by the plan made last
         self._by_request: dict[str, Sequence] = {}  # everything live
@@ -142,11 +146,12 @@ class Scheduler:
         self._end_overdue(now)
         draft, budget = StepDraft(), self._make_budget()
         self._continue_running(draft, budget)
-        if not draft.has_preempted:
+        if not draft.preempted:
             self._admit_waiting(draft, budget, now)
         if not draft.chunks and not self._dropped:
             return None
         self.num_tokens_in_step = self.config.max_num_batched_tokens - budget.num_tokens
+        self._write_log(draft, now)
         return self._seal(draft)
 
     def probe(self) -> StepPlan:
@@ -162,6 +167,7 @@ class Scheduler:
                 f"step {result.step} returned {len(result.tokens)} tokens, expected {self._samples_in_flight}"
             )
         self._samples_in_flight = None
+        self.log.finish(result, now)
         self.pacing.observe(result.compute_seconds, self._num_prefill_tokens)
         self._remember_blocks()
         self._outbox.num_generated_tokens += len(result.tokens)
@@ -268,7 +274,7 @@ class Scheduler:
         self.num_preemptions += 1
         self._outbox.preemptions[reason] += 1
         self.waiting.put_back(sequence)
-        draft.has_preempted = True
+        draft.preempted.append(sequence.request_id)
 
     def _admit_waiting(self, draft: StepDraft, budget: StepBudget, now: float) -> None:
         """Start waiting sequences while the step has tokens and the pool has blocks for whole prompts.
@@ -277,6 +283,7 @@ class Scheduler:
         when it ran before, nobody gets past it.
         """
         if not len(self.waiting) or budget.num_admissions <= 0:
+            draft.full = "sequences" if len(self.waiting) else ""
             return
         promised, passed = self._num_promised_blocks(), list[Sequence]()
         walk = self.waiting.candidates()
@@ -287,11 +294,16 @@ class Scheduler:
                     one.num_overtaken += 1
                 continue
             passed.append(sequence)
+            draft.passed_over.append((sequence.request_id, sequence.waits_for))
             if sequence.num_preemptions or sequence.num_overtaken >= _MOST_OVERTAKEN:
                 break
             if len(passed) >= _LOOK_AHEAD:
                 break
         walk.close()
+        if len(self.waiting):
+            draft.full = (
+                "tokens" if budget.num_tokens <= 0 else "sequences" if budget.num_admissions <= 0 else ""
+            )
 
     def _try_admit(
         self, sequence: Sequence, promised: int, draft: StepDraft, budget: StepBudget, now: float
@@ -303,12 +315,13 @@ class Scheduler:
         prefix = self.kv.find_prefix(sequence)
         num_tokens = budget.next_chunk(sequence, len(prefix) * self.config.block_size)
         if num_tokens == 0:
+            sequence.waits_for = "tokens or encoder of a step"
             return False
         reserve = self._headroom if self.running else 0
         if sequence.num_preemptions:
             reserve += len(self.running)  # else it would soon have to go again
         if self.kv.num_needed_from_free(sequence, prefix) > pool.num_free - promised - reserve:
-            sequence.tried_at = pool.num_freed
+            sequence.tried_at, sequence.waits_for = pool.num_freed, "blocks"
             return False
         self._admit(sequence, prefix, draft, now)
         self._plan_chunk(sequence, num_tokens, draft, budget, prefix)
@@ -332,6 +345,7 @@ class Scheduler:
             sequence.num_cached_tokens = sequence.num_computed_tokens
             self._num_admitted += 1
             sequence.seniority = self._num_admitted
+            self.log.name(sequence.seq_id, sequence.request_id)
         self.accounts.admit(sequence)
         insort(self.running, sequence, key=_seniority)
         self._by_seq_id[sequence.seq_id] = sequence
@@ -370,6 +384,22 @@ class Scheduler:
             if sequence.is_running:
                 self.kv.remember(sequence)
         self._filling.clear()
+
+    def _write_log(self, draft: StepDraft, now: float) -> None:
+        self.log.add(
+            StepRecord(
+                step=self._num_steps + 1,
+                began=now,
+                chunks=draft.chunks,
+                num_tokens=self.num_tokens_in_step,
+                num_prefill_tokens=draft.num_prefill_tokens,
+                num_running=len(self.running),
+                num_waiting=len(self.waiting),
+                preempted=draft.preempted,
+                passed_over=draft.passed_over,
+                full=draft.full,
+            )
+        )
 
     def _seal(self, draft: StepDraft) -> StepPlan:
         assert not self.has_step_in_flight

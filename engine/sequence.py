@@ -54,6 +54,7 @@ class Sequence:
     num_tokens_at_admission: int = 0  # computed, that is cached, when it last began to run
     seniority: int = 0  # which number in the order of first admissions
     num_overtaken: int = 0  # times that someone behind it in the queue was admitted instead
+    waits_for: str = ""  # why it was passed over last
     tried_at: int = -1  # BlockPool.num_freed when it last did not fit
     num_charged_tokens: int = 0  # paid for by its tenant
     finish_reason: str = ""
