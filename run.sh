@@ -10,6 +10,7 @@ usage() {
   cat <<'EOF'
 usage: ./run.sh [serve] [flags]     start the server (the default); ./run.sh serve --help lists the flags
        ./run.sh plan [flags]        what a model takes, and whether it fits: --model NAME --tp N --device a100-80g
+       ./run.sh cache [list|clear]  the weights kept for the next start
        ./run.sh test [pytest args]  run the tests
        ./run.sh check               ruff, mypy and clang-format, changing nothing
        ./run.sh bench [name]        run one benchmark of tests/bench, or list them
@@ -74,6 +75,11 @@ plan() {
   exec "$venv/bin/python" -m engine.plan_command "$@"
 }
 
+cache() {
+  install "${OCTET_EXTRAS:-}"
+  exec "$venv/bin/python" -m workers.weight_cache_command "$@"
+}
+
 run_tests() {
   install "$(join_extras test demo)"
   build_ops
@@ -114,6 +120,7 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 case "${1:-}" in
   serve) shift; serve "$@" ;;
   plan) shift; plan "$@" ;;
+  cache) shift; cache "$@" ;;
   test) shift; run_tests "$@" ;;
   check) shift; check ;;
   bench) shift; bench "$@" ;;

@@ -25,6 +25,9 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     load_format: Literal["auto", "dummy"] = "auto"
     config_overrides: dict[str, Any] = {}
     dtype: Dtype = "auto"  # activations and unquantised weights; auto: the checkpoint's
+    weight_cache: str = ""  # folder of final shards; "" until settled, "off" for none
+    weight_cache_size: int = 0  # bytes of all entries; 0: what the disk has room for
+    load_threads: int = 0  # per rank; 0: its share of the cores, at least two
     quantization: Quantization = "bfloat16"
     tokenizer: str = ""  # folder; the model's own if empty
     chat_template: str = ""  # file; the checkpoint's own if empty

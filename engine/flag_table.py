@@ -59,6 +59,13 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
         Flag(("--quantization", "--quant"), "quantization", values.quantization, "FORMAT",
              "format of the big weights: wint4 (routed experts int4, the rest int8), wint8, or bfloat16 "
              "(also bf16, none) for unquantised"),
+        Flag(("--weight-cache",), "weight_cache", values.text, "FOLDER",
+             "keeps the final weights of every rank, so that the next start maps them; off for none",
+             "$OCTET_CACHE/weights, for models of at least 256 MiB that are read from files"),
+        Flag(("--weight-cache-size",), "weight_cache_size", values.num_bytes, "SIZE",
+             "the cache forgets what was used longest ago beyond this", "what leaves 5 % of the disk free"),
+        Flag(("--load-threads",), "load_threads", values.integer(0, 256), "N",
+             "threads of one rank that read and quantise weights", "its share of the cores, at least two"),
         Flag(("--dtype",), "dtype", values.choice(("auto", "bfloat16", "float32")), "TYPE",
              "type of activations and unquantised weights; auto takes the checkpoint's"),
         Flag(("--tokenizer",), "tokenizer", values.text, "FOLDER",

@@ -59,19 +59,15 @@ class Checkpoint:
         return all(name in self._files for name in tensor.stored(self.scheme))
 
     def read(self, tensor: LogicalTensor, part: Part) -> np.ndarray:
-        """The part, out-major and contiguous: fp32, or uint16 bits of bf16, as stored."""
+        """The part, out-major and contiguous: fp32 or uint16 bits of bf16 as stored. Any thread may call."""
         if tensor.role is Role.ROUTER:
             return self._read_router(tensor)
-        if tensor.is_linear and self.scheme == "A":
-            pieces = [self._read(tensor.name, _slice(part.columns), _slice(rows)).T for rows in part.rows]
-        elif tensor.is_linear and tensor.parts:
-            pieces = [
-                piece for rows in part.rows for piece in self._read_separate(tensor, rows, part.columns)
-            ]
-        else:
-            columns = None if part.columns is None else _slice(part.columns)
-            pieces = [self._read(tensor.name, _slice(rows), columns) for rows in part.rows]
-        return _joined(tensor, pieces)
+        out = np.empty(part.shape, self._numpy_type(tensor))
+        start = 0
+        for rows in part.rows:
+            self._read_rows(tensor, rows, part.columns, out[start : start + len(rows)])
+            start += len(rows)
+        return out
 
     def num_bytes(self, tensor: LogicalTensor, part: Part) -> int:
         """Bytes that reading the part takes from disk; 0 for an optional tensor that is absent."""
@@ -86,23 +82,44 @@ class Checkpoint:
 
     # reading ------------------------------------------------------------------------------------------
 
-    def _read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
-        file, stored_name = self._files[name]
-        return file.read(stored_name, rows, columns)
+    def _read_rows(self, tensor: LogicalTensor, rows: range, columns: range | None, out: np.ndarray) -> None:
+        """out = tensor[rows, columns] of the logical tensor, straight from the mapped file."""
+        if tensor.is_linear and self.scheme == "A":
+            file, stored_name = self._files[tensor.name]
+            file.copy_transposed(stored_name, _slice(columns), _slice(rows), out)
+        elif tensor.is_linear and tensor.parts:
+            self._read_separate(tensor, rows, columns, out)
+        else:
+            self._copy(tensor.name, _slice(rows), columns, out)
 
-    def _read_separate(self, tensor: LogicalTensor, rows: range, columns: range | None) -> list[np.ndarray]:
+    def _read_separate(
+        self, tensor: LogicalTensor, rows: range, columns: range | None, out: np.ndarray
+    ) -> None:
         """Rows of the fused tensor from scheme B's separate ones; a range may span several."""
-        pieces, start = [], 0
+        start = 0
         for name, (count, *_) in tensor.stored("B").items():
             first, last = max(rows.start, start), min(rows.stop, start + count)
             if first < last:
-                pieces.append(self._read(name, slice(first - start, last - start), _slice(columns)))
+                target = out[first - rows.start : last - rows.start]
+                self._copy(name, slice(first - start, last - start), columns, target)
             start += count
-        return pieces
+
+    def _copy(self, name: str, rows: slice, columns: range | None, out: np.ndarray) -> None:
+        file, stored_name = self._files[name]
+        file.copy(stored_name, rows, None if columns is None else _slice(columns), out)
+
+    def _numpy_type(self, tensor: LogicalTensor) -> np.dtype:
+        """The type that all stored parts of the tensor have."""
+        places = [self._files[name] for name in tensor.stored(self.scheme)]
+        types = {file.numpy_type(stored_name) for file, stored_name in places}
+        if len(types) > 1:
+            raise ConfigError(f"the parts of {tensor.name} are stored in different types")
+        return types.pop()
 
     def _read_router(self, tensor: LogicalTensor) -> np.ndarray:
         """[hidden, experts] as published, or [experts, hidden] as transformers' text models keep it."""
-        stored = self._read(tensor.name, slice(None), None)
+        stored = np.empty(self._stored(tensor.name).shape, self._numpy_type(tensor))
+        self._copy(tensor.name, slice(None), None, stored)
         return np.ascontiguousarray(stored if stored.shape == tensor.shape else stored.T)
 
     def _stored(self, name: str) -> StoredTensor:
@@ -217,16 +234,11 @@ class Checkpoint:
     def _check_raw_bits(self) -> None:
         """bf16 stored under the name U16 cannot be told from integers by its type, only by its values."""
         for name in (name for name in self._files if self._stored(name).dtype == "U16"):
-            bits = self._read(name, slice(0, 1), None).astype(np.uint32) << 16
-            values = bits.view(np.float32)
+            bits = np.empty((1, *self._stored(name).shape[1:]), np.uint16)
+            self._copy(name, slice(0, 1), None, bits)
+            values = (bits.astype(np.uint32) << 16).view(np.float32)
             if not np.all(np.abs(values) < _SANE_MAGNITUDE):  # NaN is not smaller either
                 raise ConfigError(f"{name} is stored as U16, but its bits are no bf16 weights")
-
-
-def _joined(tensor: LogicalTensor, pieces: list[np.ndarray]) -> np.ndarray:
-    if len({piece.dtype for piece in pieces}) > 1:
-        raise ConfigError(f"the parts of {tensor.name} are stored in different types")
-    return np.ascontiguousarray(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
 
 
 def _slice(span: range | None) -> slice:

@@ -1,14 +1,19 @@
 """Builds the ModelWeights of one rank: which buffers, in which format, filled from which tensor.
 
-Every buffer has its final format from the start; a stack of experts is filled one expert at a time.
-Where the numbers come from is in weight_source.py, which part a rank needs in shards.py, which format in
-quant.py, what the fields mean in model/weights.py.
+Every buffer has its final format from the start; a stack of experts is filled one expert at a time, several
+matrices at once by as many threads. Where the numbers come from is in weight_source.py, which part a rank
+needs in shards.py, which format in quant.py, what the fields mean in model/weights.py, how a second start
+avoids all this in weight_cache.py.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -33,6 +38,8 @@ from workers.model.weights import (
 from workers.parallel import Share, share_of
 from workers.quant import Format, activation_dtype, format_of, refuse_offline_quantisation
 from workers.shards import Part, part_of
+from workers.weight_cache import WeightCache
+from workers.weight_cache_key import cache_key
 from workers.weight_source import CheckpointSource, DummySource, WeightSource, write
 
 Progress = Callable[[int, int], None]  # bytes loaded, bytes in all
@@ -46,16 +53,42 @@ def load_weights(
     world: int,
     on_progress: Progress = lambda loaded, total: None,
 ) -> ModelWeights:
-    """Read, cut and quantise the weights of rank `rank` of `world`.
+    """The weights of rank `rank` of `world`: mapped from the weight cache, or read, cut and quantised.
 
-    `on_progress` is called after every tensor; the last call has loaded == total. Raises ConfigError when
-    the checkpoint does not hold exactly what `model` asks for, or when the ranks or groups do not divide it.
+    `on_progress` is called after every tensor, by one thread at a time; the last call has loaded == total.
+    Raises ConfigError when the checkpoint does not hold exactly what `model` asks for, or when the ranks or
+    groups do not divide it.
     """
     refuse_offline_quantisation(model)
     share = share_of(model, rank, world)
+    folder = config.weight_cache
+    if folder in ("", "off"):
+        return _build(config, model, device, share, on_progress)
+    cache = WeightCache(Path(folder), config.weight_cache_size, threads_for_loading(config))
+    key = cache_key(config, model, device.name, rank, world)
+    if (cached := cache.load(key, device, on_progress)) is not None:
+        return cached
+    weights = _build(config, model, device, share, on_progress)
+    about = {"model": config.model, "quantization": config.quantization, "rank": rank, "world": world}
+    cache.store_in_background(key, weights, device, about)
+    return weights
+
+
+def threads_for_loading(config: ServerConfig) -> int:
+    """What `--load-threads` says; else this rank's share of the cores, at least two."""
+    cores = len(os.sched_getaffinity(0))
+    return config.load_threads or min(max(cores // config.tensor_parallel_size, 2), 8)
+
+
+def _build(
+    config: ServerConfig, model: ModelConfig, device: Device, share: Share, on_progress: Progress
+) -> ModelWeights:
     source = _open_source(config, model, device)
     try:
-        return _Builder(config, source, device, share, on_progress).build()
+        with _Crew(threads_for_loading(config)) as crew:
+            weights = _Builder(config, source, device, share, on_progress, crew).build()
+            crew.finish()
+            return weights
     finally:
         source.close()
 
@@ -75,10 +108,51 @@ class _Counter:
     total: int
     report: Progress
     loaded: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, count: int) -> None:
-        self.loaded += count
-        self.report(self.loaded, self.total)
+        with self.lock:
+            self.loaded += count
+            self.report(self.loaded, self.total)
+
+
+class _Crew:
+    """Threads that fill buffers; as many matrices are in the host's memory at once as there are threads."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._pool = ThreadPoolExecutor(num_threads, "load")
+        self._free = threading.Semaphore(num_threads)
+        self._failed = threading.Event()
+        self._jobs: list[Future[None]] = []
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Run the job soon; waits while every thread has one. Raises what an earlier job raised."""
+        self._free.acquire()
+        if self._failed.is_set():
+            self._free.release()
+            self.finish()
+        self._jobs = [running for running in self._jobs if not running.done() or running.exception()]
+        self._jobs.append(self._pool.submit(self._run, job))
+
+    def finish(self) -> None:
+        """Return when all jobs are done. Raises what the first failed one raised."""
+        for job in self._jobs:
+            job.result()
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException:
+            self._failed.set()
+            raise
+        finally:
+            self._free.release()
 
 
 class _Builder:
@@ -91,8 +165,9 @@ class _Builder:
         device: Device,
         share: Share,
         on_progress: Progress,
+        crew: _Crew,
     ) -> None:
-        self._source, self._device, self._share = source, device, share
+        self._source, self._device, self._share, self._crew = source, device, share, crew
         self._model = source.model
         self._dtype = activation_dtype(config, self._model)
         self._quantization = config.quantization
@@ -236,8 +311,11 @@ class _Builder:
         return values
 
     def _fill(self, tensor: LogicalTensor, weight: Weight) -> None:
-        self._source.fill(tensor, self._part(tensor), weight)
-        self._count(tensor)
+        def job() -> None:
+            self._source.fill(tensor, self._part(tensor), weight)
+            self._count(tensor)
+
+        self._crew.start(job)
 
     def _count(self, tensor: LogicalTensor) -> None:
         self._progress.add(self._source.num_bytes(tensor, self._part(tensor)))

@@ -6,6 +6,7 @@ never holds more than one matrix in its original type. What to fill is decided i
 
 from __future__ import annotations
 
+import threading
 import zlib
 from typing import Protocol
 
@@ -92,7 +93,7 @@ class DummySource:
         generator = np.random.Generator(np.random.PCG64(seed))
         shape = (self._ROWS, self._COLUMNS)
         self._plain = generator.uniform(-1.0, 1.0, shape).astype(np.float32)
-        self._scratch = np.empty((0, 0), np.float32)
+        self._scratch = threading.local()
         self._plain_blocks: dict[float, np.ndarray] = {}
         self._int8 = generator.integers(-127, 128, shape).astype(np.int8)
         nibbles = generator.integers(-7, 8, (2, *shape)) & 15
@@ -133,7 +134,7 @@ class DummySource:
     def _pattern(self, block: np.ndarray, tensor: LogicalTensor, part: Part, packed: int = 1) -> np.ndarray:
         """[rows, columns / packed] of the repeated block; `packed` elements share one of its entries.
 
-        The result is valid until the next call.
+        The result is valid until this thread's next call.
         """
         assert part.columns is not None
         start = zlib.crc32(tensor.name.encode())
@@ -141,9 +142,12 @@ class DummySource:
         strip = block[:, (np.arange(columns.start, columns.stop) + start // self._ROWS) % self._COLUMNS]
         rows = np.concatenate([np.arange(rows.start, rows.stop) for rows in part.rows])
         shape = (len(rows), len(columns))
-        if self._scratch.shape != shape or self._scratch.dtype != block.dtype:
-            self._scratch = np.empty(shape, block.dtype)  # kept: fresh pages cost more than the copy
-        return np.take(strip, (rows + start) % self._ROWS, axis=0, out=self._scratch, mode="clip")
+        scratch = getattr(self._scratch, "array", None)
+        if scratch is None or scratch.shape != shape or scratch.dtype != block.dtype:
+            scratch = self._scratch.array = np.empty(
+                shape, block.dtype
+            )  # kept: fresh pages cost more than the copy
+        return np.take(strip, (rows + start) % self._ROWS, axis=0, out=scratch, mode="clip")
 
 
 def decide_without_tensors(model: ModelConfig) -> ModelConfig:

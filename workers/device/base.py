@@ -87,6 +87,18 @@ class Device(Protocol):
     def download(self, tensor: Tensor) -> np.ndarray:
         """A copy on the host; bf16 comes back as fp32, which holds every bf16 value exactly."""
 
+    def host_bits(self, tensor: Tensor) -> np.ndarray:
+        """The bits of a contiguous tensor on the host, bf16 as uint16.
+
+        On the CPU the same memory: valid as long as the tensor is.
+        """
+
+    def adopt(self, array: np.ndarray, dtype: DtypeName) -> Tensor:
+        """A tensor of `array`, bf16 given as uint16: its own memory on the CPU, a copy elsewhere.
+
+        The array must be contiguous, aligned to 64 bytes and writable; the tensor keeps it alive.
+        """
+
     def view(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         """The same memory under another shape with as many elements."""
 

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,14 @@ _NAMES: dict[object, DtypeName] = {
     paddle.int32: "int32",
     paddle.int64: "int64",
 }
+_BITS: dict[DtypeName, type] = {
+    "float32": np.float32,
+    "bfloat16": np.uint16,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "int32": np.int32,
+    "int64": np.int64,
+}
 _ADD_ROWS = 4096  # rows of one bf16 addition, to bound its fp32 copies
 
 
@@ -89,6 +98,22 @@ class PaddleCpu:
     def download(self, tensor: Tensor) -> np.ndarray:
         array = tensor.numpy()
         return float32_from_bits(array) if tensor.dtype == paddle.bfloat16 else array
+
+    def host_bits(self, tensor: Tensor) -> np.ndarray:
+        dtype = np.dtype(_BITS[_NAMES[tensor.dtype]])
+        if 0 in tensor.shape:
+            return np.empty(tuple(tensor.shape), dtype)
+        if not tensor.is_contiguous():
+            raise ValueError(f"cannot look at a tensor of shape {list(tensor.shape)} that is not contiguous")
+        memory = (ctypes.c_char * (prod(tensor.shape) * dtype.itemsize)).from_address(tensor.data_ptr())
+        return np.frombuffer(memory, dtype).reshape(tuple(tensor.shape))
+
+    def adopt(self, array: np.ndarray, dtype: DtypeName) -> Tensor:
+        if array.dtype != _BITS[dtype]:
+            raise TypeError(f"cannot take {array.dtype} for {dtype}")
+        if dtype != "bfloat16":
+            return paddle.from_dlpack(array)
+        return paddle.from_dlpack(array.view(np.int16)).view("bfloat16")  # NumPy has no bf16 to hand over
 
     def view(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         if 0 in tensor.shape:  # Paddle cannot view what has no elements
