@@ -59,10 +59,11 @@ def rotate_adjacent(x: np.ndarray, cos_sin: np.ndarray) -> np.ndarray:
 
 
 def vision_rope(x: np.ndarray, row_col: np.ndarray, theta: float) -> np.ndarray:
-    """x [P, heads, hd]"""
+    """x [P, heads, hd]; angles are fp32 products, as the model defines them."""
     hd = x.shape[-1]
-    inv = theta ** (-2.0 * np.arange(hd // 4) / (hd // 2))
-    angles = np.concatenate([row_col[:, :1] * inv, row_col[:, 1:] * inv], -1)[:, None, :]
+    inv = (theta ** (-2.0 * np.arange(hd // 4) / (hd // 2))).astype(np.float32)
+    row_col = row_col.astype(np.float32)
+    angles = np.concatenate([row_col[:, :1] * inv, row_col[:, 1:] * inv], -1).astype(np.float64)[:, None, :]
     a, b = x[..., : hd // 2].astype(np.float64), x[..., hd // 2 :].astype(np.float64)
     return np.concatenate(
         [a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1

@@ -72,12 +72,15 @@ struct Attention {
     const int64_t first = segment * kKvSegment;
     const auto fill = [&](int64_t position, int64_t count, const T** k_rows, const T** v_rows) {
       const int32_t* table = batch.block_tables + task.sequence * batch.max_blocks;
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t p = position + i;
-        const int64_t block = int64_t(table[p / kv.block_size]) * kv.num_kv_heads + task.kv_head;
-        const int64_t at = (block * kv.block_size + p % kv.block_size) * hd;
-        k_rows[i] = k_cache + at;
-        v_rows[i] = v_cache + at;
+      for (int64_t i = 0; i < count;) {
+        const int64_t offset = (position + i) % kv.block_size;
+        const int64_t block = table[(position + i) / kv.block_size];
+        const int64_t at = ((block * kv.num_kv_heads + task.kv_head) * kv.block_size + offset) * hd;
+        const int64_t end = std::min(count, i + kv.block_size - offset);
+        for (int64_t first = i; i < end; ++i) {
+          k_rows[i] = k_cache + at + (i - first) * hd;
+          v_rows[i] = v_cache + at + (i - first) * hd;
+        }
       }
     };
     attend_segment<T>({queries, limits, n, hd}, first, std::min(kKvSegment, task.positions() - first), fill,
