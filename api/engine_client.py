@@ -310,9 +310,15 @@ def _why_not_ready(state: EngineState) -> str:
 def _refusal(output: RequestOutput) -> Exception:
     """The error that ends a request whose sequence the engine did not finish."""
     message = output.error or "The engine aborted the request."
+    if output.error_status == 504:
+        return RequestError(_as_sentence(message), param="timeout", status=504, code="timeout")
     if output.error_status < 500:
         retry_after = 1 if output.error_status == 429 else None
         return RequestError(message, status=output.error_status, retry_after=retry_after)
     if output.error_status == 503 or output.finish_reason == "abort":
         return EngineUnavailable(message)
     return EngineError(message)
+
+
+def _as_sentence(message: str) -> str:
+    return f"{message[:1].upper()}{message[1:].rstrip('.')}."

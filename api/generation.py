@@ -6,6 +6,7 @@ until it is finished. It is a context manager, so however a handler ends, the en
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import time
@@ -17,9 +18,10 @@ import msgspec
 
 from api.answer import Answer, Delta
 from api.engine_client import EngineClient, OpenRequest
-from api.params import with_seed_of_choice
+from api.params import Scheduling, with_seed_of_choice
 from api.prompt import Prompt
-from engine.messages import AddRequest, SamplingParams
+from api.timings import Stopwatch
+from engine.messages import AddRequest, MediaItem, SamplingParams
 
 
 class PromptDetails(msgspec.Struct):
@@ -54,7 +56,9 @@ class Work:
 class Generation:
     """Choices are numbered over all prompts: choice i belongs to prompt i // n."""
 
-    def __init__(self, kind: str, model: str, works: Sequence[Work], arrival: float) -> None:
+    def __init__(
+        self, kind: str, model: str, works: Sequence[Work], arrival: float, scheduling: Scheduling
+    ) -> None:
         """`kind` is the prefix of the id, "chatcmpl" or "cmpl"; `arrival` is time.monotonic()."""
         self.key = secrets.token_hex(12)  # ours alone: nothing a client sends is used as a key
         self.id = f"{kind}-{self.key}"
@@ -64,6 +68,8 @@ class Generation:
         self.answers = [answer for work in works for answer in work.answers]
         self._num_unfinished = len(self.answers)
         self._arrival = arrival
+        self._scheduling = scheduling
+        self.stopwatch = Stopwatch(arrival, sum(work.prompt.media_seconds for work in works))
         self._opened: OpenRequest | None = None
         self._shared: list[Prompt] = []  # of the choices behind the first
 
@@ -71,6 +77,7 @@ class Generation:
         """Send every sequence. If that fails, the prompts' media files are deleted."""
         try:
             self._opened = engine.open(self._requests())
+            self.stopwatch.sent()
         except BaseException:
             for prompt in [work.prompt for work in self.works] + self._shared:
                 prompt.release()
@@ -89,7 +96,9 @@ class Generation:
         """The deltas, by choice, of all outputs that are there; empty after `wake`. See OpenRequest.next."""
         assert self._opened is not None, "start() comes first"
         deltas: dict[int, Delta] = {}
-        for output in await self._opened.next():
+        outputs = await self._opened.next()
+        self.stopwatch.saw(outputs)
+        for output in outputs:
             choice = self._opened.index_of[output.request_id]
             answer = self.answers[choice]
             if answer.is_finished:
@@ -142,6 +151,7 @@ class Generation:
     def _requests(self) -> list[AddRequest]:
         """One for each choice, with media files of its own: the engine deletes them by name."""
         requests: list[AddRequest] = []
+        scheduling = self._scheduling
         for work in self.works:
             for choice in range(len(work.answers)):
                 request_id = f"{self.key}-{len(requests)}"
@@ -151,8 +161,20 @@ class Generation:
                         request_id=request_id,
                         prompt_token_ids=prompt.token_ids,
                         sampling=with_seed_of_choice(work.sampling, choice),
-                        media=prompt.media,
+                        media=[_salted(item, scheduling.cache_salt) for item in prompt.media],
                         arrival=self._arrival,
+                        priority=scheduling.priority,
+                        tenant=scheduling.tenant,
+                        cache_salt=scheduling.cache_salt,
+                        timeout=scheduling.timeout,
                     )
                 )
         return requests
+
+
+def _salted(item: MediaItem, salt: str) -> MediaItem:
+    """With a salt its content is another one, so that the ranks' image cache tells nobody who else has it."""
+    if not salt:
+        return item
+    content_hash = hashlib.sha256(f"{item.content_hash} {salt}".encode()).hexdigest()
+    return msgspec.structs.replace(item, content_hash=content_hash)

@@ -86,12 +86,8 @@ async def answer_preflight(request: web.Request, handler: Handler) -> web.Stream
 async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
     """With keys configured, everything but the probes and the page's files needs one; unknown paths too."""
     keys = request.app[SERVICES].config.api_keys
-    if keys and not is_public(request.path) and not _has_key(request, keys):
-        raise RequestError(
-            "This server needs an API key: send it as `Authorization: Bearer KEY`.",
-            status=401,
-            code="invalid_api_key",
-        )
+    if keys and not is_public(request.path):
+        request[TRACE].api_key = _known_key(request, keys)
     return await handler(request)
 
 
@@ -116,13 +112,18 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
         headers["X-Octet-Warning"] = trace.warning
 
 
-def _has_key(request: web.Request, keys: Iterable[str]) -> bool:
+def _known_key(request: web.Request, keys: Iterable[str]) -> str:
+    """The configured key that the request carries; RequestError 401 without one."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return False
-    key = given.strip().encode("utf-8", "surrogateescape")
-    matches = [hmac.compare_digest(key, known.encode()) for known in keys]
-    return any(matches)  # after comparing with all of them
+    key = given.strip().encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else b""
+    matches = [known for known in keys if hmac.compare_digest(key, known.encode())]  # compares with all
+    if not matches:
+        raise RequestError(
+            "This server needs an API key: send it as `Authorization: Bearer KEY`.",
+            status=401,
+            code="invalid_api_key",
+        )
+    return matches[0]
 
 
 def _error_response(failure: Failure, error: Exception) -> web.Response:

@@ -23,6 +23,9 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 16_384  # of all stop strings together: bounds the automaton to about 2 MB
 MAX_STOP_TOKENS = 1024
+MAX_PRIORITY = 1000
+MAX_TIMEOUT = 604_800.0  # a week
+MAX_NAME_CHARACTERS = 512  # of `user` and `cache_salt`
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for text completions; chat fills the context
 GREEDY_TEMPERATURE = 1e-5  # below it dividing logits by the temperature only loses precision
 _INT64 = 1 << 63
@@ -94,6 +97,27 @@ def fit_to_context(
 def with_seed_of_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
     """The same parameters with the seed of the `choice`-th sequence of a request."""
     return msgspec.structs.replace(sampling, seed=(sampling.seed + choice) % _INT64)
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """What the engine needs to know of a request besides its tokens."""
+
+    priority: int = 0  # smaller runs earlier
+    timeout: float = 0.0  # seconds after arrival; 0: none
+    tenant: str = ""  # who shares fairly with others
+    cache_salt: str = ""  # nothing computed is shared with requests of another one
+
+
+def read_scheduling(request: GenerationRequest, api_key: str) -> Scheduling:
+    """`api_key` is the one that let the request in, "" without keys; with one, nobody chooses the tenant."""
+    user = _name(request, "user")
+    return Scheduling(
+        priority=_integer(request, "priority", -MAX_PRIORITY, MAX_PRIORITY, 0),
+        timeout=_number(request, "timeout", 1e-3, MAX_TIMEOUT, 0.0),
+        tenant=api_key or user,
+        cache_salt=_name(request, "cache_salt"),
+    )
 
 
 def read_num_choices(request: GenerationRequest, num_prompts: int = 1) -> int:
@@ -255,6 +279,17 @@ def _integer(request: GenerationRequest, name: str, low: int, high: int, default
     if not low <= value <= high:
         raise _out_of_range(name, value, f"at least {low}" if high == _INT64 - 1 else f"in [{low}, {high}]")
     return int(value)
+
+
+def _name(request: GenerationRequest, name: str) -> str:
+    value: str = getattr(request, name) or ""
+    if len(value) > MAX_NAME_CHARACTERS:
+        raise RequestError(
+            f"{name} has {len(value)} characters; at most {MAX_NAME_CHARACTERS} are possible.",
+            param=name,
+            code="out_of_range",
+        )
+    return value
 
 
 def _is_number(value: Any) -> bool:

@@ -31,7 +31,7 @@ class ChunkUsage:
     """The usage part of chunks: left out, null until the last chunk, or in every chunk."""
 
     def __init__(self, *, include: bool = False, continuous: bool = False) -> None:
-        self.has_last_chunk = include or continuous
+        self.is_wanted = include or continuous
         self._continuous = continuous
         self._fixed = b',"usage":null' if include else b""
 
@@ -49,7 +49,7 @@ class Renderer(Protocol):
         ...
 
     def last_chunk(self) -> bytes:
-        """The event with the whole usage, if asked for."""
+        """The event with the usage and the timings of the whole request, if asked for."""
         ...
 
     def body(self, deltas: Sequence[Delta]) -> bytes:
@@ -60,11 +60,11 @@ class Renderer(Protocol):
 class _ChunkFrame:
     """The bytes around the changing part of a request's chunks, equal for both endpoints."""
 
-    def __init__(self, generation: Generation, kind: str, usage: ChunkUsage) -> None:
+    def __init__(self, generation: Generation, kind: str, usage: ChunkUsage, timings: bool) -> None:
         head = _encode(
             {"id": generation.id, "object": kind, "created": generation.created, "model": generation.model}
         )
-        self._generation, self._usage = generation, usage
+        self._generation, self._usage, self._timings = generation, usage, timings
         self._open = b"data: " + head[:-1]  # without the closing brace
         self._heads = [
             self._open + b',"choices":[{"index":%d,' % index for index in range(len(generation.answers))
@@ -82,9 +82,21 @@ class _ChunkFrame:
         )
 
     def last_chunk(self) -> bytes:
-        if not self._usage.has_last_chunk:
-            return b""
-        return self._open + b',"choices":[],"usage":' + _encode(self._generation.usage()) + b"}\n\n"
+        """No choices, but the counts and times of the whole request; nothing if neither is asked for."""
+        fields = b""
+        if self._usage.is_wanted:
+            fields += b',"usage":' + _encode(self._generation.usage())
+        if self._timings:
+            fields += b',"timings":' + _encode(self._generation.stopwatch.read())
+        return self._open + b',"choices":[]' + fields + b"}\n\n" if fields else b""
+
+
+def _whole_request(generation: Generation, timings: bool) -> dict[str, Any]:
+    """The end of a body that was not streamed."""
+    fields: dict[str, Any] = {"usage": generation.usage()}
+    if timings:
+        fields["timings"] = generation.stopwatch.read()
+    return fields
 
 
 class ChatRenderer:
@@ -98,10 +110,11 @@ class ChatRenderer:
         usage: ChunkUsage | None = None,
         logprobs: bool = False,
         token_ids: bool = False,
+        timings: bool = False,
     ) -> None:
-        self._generation, self._tokenizer = generation, tokenizer
+        self._generation, self._tokenizer, self._timings = generation, tokenizer, timings
         self._logprobs, self._token_ids = logprobs, token_ids
-        self._frame = _ChunkFrame(generation, "chat.completion.chunk", usage or ChunkUsage())
+        self._frame = _ChunkFrame(generation, "chat.completion.chunk", usage or ChunkUsage(), timings)
         self._begun = [False] * len(generation.answers)
 
     def chunks(self, deltas: dict[int, Delta]) -> bytes:
@@ -119,7 +132,7 @@ class ChatRenderer:
                 "created": generation.created,
                 "model": generation.model,
                 "choices": [self._choice(index, delta) for index, delta in enumerate(deltas)],
-                "usage": generation.usage(),
+                **_whole_request(generation, self._timings),
             }
         )
 
@@ -174,11 +187,12 @@ class TextRenderer:
         usage: ChunkUsage | None = None,
         logprobs: bool = False,
         token_ids: bool = False,
+        timings: bool = False,
         echo: bool = False,
     ) -> None:
-        self._generation, self._tokenizer = generation, tokenizer
+        self._generation, self._tokenizer, self._timings = generation, tokenizer, timings
         self._token_ids, self._echo = token_ids, echo
-        self._frame = _ChunkFrame(generation, "text_completion", usage or ChunkUsage())
+        self._frame = _ChunkFrame(generation, "text_completion", usage or ChunkUsage(), timings)
         choices = range(len(generation.answers))
         self._logprobs = [TextLogprobs(tokenizer) for _ in choices] if logprobs else []
         self._begun = [False] * len(generation.answers)
@@ -198,7 +212,7 @@ class TextRenderer:
                 "created": generation.created,
                 "model": generation.model,
                 "choices": [self._choice(index, delta) for index, delta in enumerate(deltas)],
-                "usage": generation.usage(),
+                **_whole_request(generation, self._timings),
             }
         )
 

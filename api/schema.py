@@ -102,6 +102,10 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     logit_bias: dict[str, float] | None = None
     metadata: dict[str, Any] | None = None
     user: str | None = None
+    priority: int | None = None  # smaller runs earlier
+    timeout: float | None = None  # seconds
+    cache_salt: str | None = None
+    timings: bool | None = None
     # Accepted from clients that send them to every server; they choose nothing here.
     collect_metrics: bool | None = None
     safety_identifier: str | None = None

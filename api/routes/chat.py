@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from api.generation import Generation
-from api.params import fit_to_context, read_num_choices, read_sampling, read_thinking
+from api.params import fit_to_context, read_num_choices, read_sampling, read_scheduling, read_thinking
 from api.prompt import Prompt
 from api.render import ChatRenderer
 from api.routes.common import answer, make_work, read_chunk_usage, read_request, read_stop_rule
@@ -32,6 +32,7 @@ async def create(request: web.Request) -> web.StreamResponse:
             usage=read_chunk_usage(chat),
             logprobs=bool(chat.logprobs),
             token_ids=bool(chat.return_token_ids),
+            timings=bool(chat.timings),
         )
         return await answer(request, services, generation, renderer, chat.stream)
 
@@ -39,6 +40,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 async def _prepare(request: web.Request, services: Services, chat: ChatRequest, arrival: float) -> Generation:
     """Check everything that can be checked before the prompt is built; then build it."""
     sampling = read_sampling(chat, services.defaults, services.vocab_size)
+    scheduling = read_scheduling(chat, request[TRACE].api_key)
     n, stop_rule = read_num_choices(chat), read_stop_rule(chat, sampling)
     prompt = await _build_prompt(services, chat)
     request[TRACE].prompts = [prompt]
@@ -50,7 +52,7 @@ async def _prepare(request: web.Request, services: Services, chat: ChatRequest, 
         raise
     parts = [services.reasoning.parts(thinking_open=prompt.thinking_open) for _ in range(n)]
     work = make_work(prompt, sampling, stop_rule, parts)
-    return Generation("chatcmpl", services.model_name, [work], arrival)
+    return Generation("chatcmpl", services.model_name, [work], arrival, scheduling)
 
 
 async def _build_prompt(services: Services, chat: ChatRequest) -> Prompt:

@@ -9,7 +9,7 @@ import time
 from aiohttp import web
 
 from api.generation import Generation
-from api.params import fit_to_context, read_num_choices, read_sampling
+from api.params import fit_to_context, read_num_choices, read_sampling, read_scheduling
 from api.reasoning import ContentOnly
 from api.render import TextRenderer
 from api.routes.common import answer, make_work, read_chunk_usage, read_request, read_stop_rule
@@ -35,6 +35,7 @@ async def create(request: web.Request) -> web.StreamResponse:
             usage=read_chunk_usage(completion),
             logprobs=completion.logprobs is not None,
             token_ids=bool(completion.return_token_ids),
+            timings=bool(completion.timings),
             echo=bool(completion.echo),
         )
         return await answer(request, services, generation, renderer, completion.stream)
@@ -44,6 +45,7 @@ async def _prepare(
     request: web.Request, services: Services, completion: CompletionRequest, arrival: float
 ) -> Generation:
     sampling = read_sampling(completion, services.defaults, services.vocab_size)
+    scheduling = read_scheduling(completion, request[TRACE].api_key)
     named = _named_prompts(completion)
     n, stop_rule = read_num_choices(completion, len(named)), read_stop_rule(completion, sampling)
     works = []
@@ -56,7 +58,7 @@ async def _prepare(
         parts = [ContentOnly(services.tokenizer) for _ in range(n)]
         works.append(make_work(prompt, fitted, stop_rule, parts))
     request[TRACE].prompts = [work.prompt for work in works]
-    return Generation("cmpl", services.model_name, works, arrival)
+    return Generation("cmpl", services.model_name, works, arrival, scheduling)
 
 
 def _named_prompts(completion: CompletionRequest) -> list[tuple[str, str | list[int]]]:
