@@ -1,9 +1,10 @@
 // emulate/exports.cpp   The address of every launcher under a C name, for cuda_ops/emulator.py
 #include "../gpu/launchers.h"
 
-#define EXPORT(name)                                                                               \
-  extern "C" __attribute__((visibility("default"))) decltype(&octet::gpu::name) octet_gpu_##name = \
-      &octet::gpu::name;
+#define EXPORT(name) \
+  __attribute__((visibility("default"))) decltype(&octet::gpu::name) octet_gpu_##name = &octet::gpu::name;
+
+extern "C" {
 
 EXPORT(rms_norm)
 EXPORT(add_rms_norm)
@@ -34,3 +35,5 @@ EXPORT(quantize_int4)
 EXPORT(peer_region_bytes)
 EXPORT(all_reduce)
 EXPORT(all_reduce_add_rms_norm)
+
+}  // extern "C"

@@ -111,4 +111,18 @@ __device__ __forceinline__ float* partial_row(const AttentionPlan& plan, bool is
          ((int64_t(task) * num_kv_heads + kv_head) * rows + row) * (head_dim + 2);
 }
 
+inline int log2_of(int64_t size) {
+  int shift = 0;
+  while ((int64_t(1) << shift) < size) ++shift;
+  return shift;
+}
+
+inline AttentionShape shape_of(const octet::cpu::PagedBatch& batch, float scale, int64_t m, int64_t num_heads,
+                               const octet::cpu::KvShape& kv) {
+  return {batch.block_tables,       batch.query_starts,    batch.kv_lens,
+          int(batch.num_sequences), int(batch.max_blocks), int(m),
+          int(num_heads),           int(kv.num_kv_heads),  log2_of(kv.block_size),
+          scale * 1.44269504f};
+}
+
 }  // namespace octet::gpu

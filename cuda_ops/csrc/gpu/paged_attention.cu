@@ -25,62 +25,14 @@
 #include <algorithm>
 
 #include "attention.cuh"
+#include "attention_merge.cuh"
 #include "attention_plan.cuh"
 
 namespace octet::gpu {
 namespace {
 
-constexpr int kPlanThreads = 256, kPrefillThreads = kLongRows * 2, kMergeThreads = 256;
+constexpr int kPrefillThreads = kLongRows * 2;
 constexpr int kStages = 2;
-
-// ---- the lists of tasks ----
-
-// The block's running sum before this thread; `total` is the whole.
-__device__ int sum_before(int value, int& total) {
-  OCTET_SHARED(int, warps, kPlanThreads / 32);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int inclusive = value;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int before = __shfl_up_sync(0xffffffffu, inclusive, step);
-    if (lane >= step) inclusive += before;
-  }
-  __syncthreads();
-  if (lane == 31) warps[warp] = inclusive;
-  __syncthreads();
-  int before = inclusive - value;
-  total = 0;
-  for (int w = 0; w < kPlanThreads / 32; ++w) {
-    if (w < warp) before += warps[w];
-    total += warps[w];
-  }
-  return before;
-}
-
-__global__ void __launch_bounds__(kPlanThreads) plan_kernel(AttentionShape shape, AttentionPlan plan) {
-  int done[2] = {0, 0};
-  for (int first = 0; first < shape.num_sequences; first += kPlanThreads) {
-    const int sequence = first + threadIdx.x;
-    int counts[2] = {0, 0};
-    if (sequence < shape.num_sequences) {
-      const SequenceWork work(shape, sequence);
-      counts[0] = work.short_tasks();
-      counts[1] = work.long_tasks();
-    }
-#pragma unroll
-    for (int kind = 0; kind < 2; ++kind) {
-      int total;
-      const int begin = done[kind] + sum_before(counts[kind], total);
-      if (counts[kind]) plan.first_tasks[sequence] = begin;
-      for (int i = 0; i < counts[kind]; ++i) plan.tasks[kind][begin + i] = {sequence, i};
-      done[kind] += total;
-    }
-  }
-  if (threadIdx.x == 0) {
-    plan.num_tasks[0] = done[0];
-    plan.num_tasks[1] = done[1];
-  }
-}
 
 // ---- keys and values into shared memory ----
 
@@ -344,103 +296,7 @@ __global__ void __launch_bounds__(kPrefillThreads)
   }
 }
 
-// ---- merging ----
-
-// The sequence a query token belongs to, or -1.
-__device__ int sequence_of(const AttentionShape& s, int token) {
-  if (token >= s.query_starts[s.num_sequences]) return -1;
-  int low = 0, high = s.num_sequences - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (s.query_starts[middle] <= token) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
-
-// A block per query token and head: warps merge a span each, then the spans are merged ascending. A span of a
-// short sequence is up to 16 partial results, one of a long sequence is one.
-template <int head_dim>
-__global__ void __launch_bounds__(kMergeThreads)
-    merge_kernel(const AttentionShape shape, const AttentionPlan plan, bf16* out) {
-  constexpr int warps = kMergeThreads / 32, columns = head_dim / 32;  // per lane
-  OCTET_SHARED(float, spans, warps*(head_dim + 2));
-  const int token = blockIdx.x, head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  bf16* to = out + (int64_t(token) * shape.num_heads + head) * head_dim;
-  const int sequence = sequence_of(shape, token);
-  if (sequence < 0 || SequenceWork(shape, sequence).is_idle()) {
-    for (int i = threadIdx.x; i < head_dim; i += kMergeThreads) store_one(to + i, 0);
-    return;
-  }
-  const SequenceWork work(shape, sequence);
-  const bool is_long = !work.is_short();
-  const int num_spans = work.num_spans(), num_parts = is_long ? num_spans : work.num_segments();
-  if (num_parts == 1) return;  // written whole
-  const int group = shape.heads_per_kv(), kv_head = head / group;
-  const int row = (token - work.first_query) * group + head % group;
-  const int first = plan.first_tasks[sequence] + (is_long ? row / kLongRows * num_spans : 0);
-  const int parts_per_span = is_long ? 1 : kSegmentsPerSpan;
-
-  float total[columns] = {}, total_sum = 0, total_largest = -INFINITY;
-  for (int turn = 0; turn < num_spans; turn += warps) {
-    const int begin = (turn + warp) * parts_per_span, end = min(begin + parts_per_span, num_parts);
-    float value[columns] = {}, sum = 0, largest = -INFINITY;
-#pragma unroll 4
-    for (int part = begin; part < end; ++part) {
-      const float* from = partial_row<head_dim>(plan, is_long, first + part, kv_head, shape.num_kv_heads,
-                                                is_long ? row % kLongRows : row);
-      if (is_long) {
-        sum = from[head_dim];
-        largest = from[head_dim + 1];
-        for (int c = 0; c < columns; ++c) value[c] = from[c * 32 + lane];
-      } else {
-        const Merge merge(largest, from[head_dim + 1]);
-        sum = merge(sum, from[head_dim]);
-        for (int c = 0; c < columns; ++c) value[c] = merge(value[c], from[c * 32 + lane]);
-        largest = merge.largest;
-      }
-    }
-    float* mine = spans + warp * (head_dim + 2);
-    for (int c = 0; c < columns; ++c) mine[c * 32 + lane] = value[c];
-    if (lane == 0) {
-      mine[head_dim] = sum;
-      mine[head_dim + 1] = largest;
-    }
-    __syncthreads();
-    if (warp == 0) {
-      for (int span = 0; span < min(warps, num_spans - turn); ++span) {
-        const float* from = spans + span * (head_dim + 2);
-        const Merge merge(total_largest, from[head_dim + 1]);
-        total_sum = merge(total_sum, from[head_dim]);
-        for (int c = 0; c < columns; ++c) total[c] = merge(total[c], from[c * 32 + lane]);
-        total_largest = merge.largest;
-      }
-    }
-    __syncthreads();
-  }
-  if (warp != 0) return;
-  const float inverse = 1.0f / total_sum;
-  for (int c = 0; c < columns; ++c) store_one(to + c * 32 + lane, total[c] * inverse);
-}
-
 // ---- launching ----
-
-int log2_of(int64_t size) {
-  int shift = 0;
-  while ((int64_t(1) << shift) < size) ++shift;
-  return shift;
-}
-
-AttentionShape shape_of(const octet::cpu::PagedBatch& batch, float scale, int64_t m, int64_t num_heads,
-                        const octet::cpu::KvShape& kv) {
-  return {batch.block_tables,       batch.query_starts,    batch.kv_lens,
-          int(batch.num_sequences), int(batch.max_blocks), int(m),
-          int(num_heads),           int(kv.num_kv_heads),  log2_of(kv.block_size),
-          scale * 1.44269504f};
-}
 
 template <int head_dim>
 Status launch_attention(Stream stream, const AttentionShape& shape, const AttentionPlan& plan,
@@ -469,18 +325,6 @@ Status launch_attention(Stream stream, const AttentionShape& shape, const Attent
 }
 
 }  // namespace
-
-int64_t paged_attention_workspace_bytes(int64_t short_tasks, int64_t long_tasks, int64_t num_sequences,
-                                        int64_t num_kv_heads, int64_t head_dim) {
-  return AttentionWorkspace({short_tasks, long_tasks}, num_sequences, num_kv_heads, head_dim).size;
-}
-
-Status plan_attention(Stream stream, const octet::cpu::PagedBatch& batch, int64_t m, int64_t num_heads,
-                      const octet::cpu::KvShape& kv, const AttentionLimits& limits, void* workspace) {
-  const AttentionWorkspace layout(limits, batch.num_sequences, kv.num_kv_heads, kv.head_dim);
-  return launch({"plan_attention", 1, kPlanThreads, 0, stream}, plan_kernel,
-                shape_of(batch, 0, m, num_heads, kv), layout.at(workspace));
-}
 
 Status paged_attention(Stream stream, const void* q, const void* k_cache, const void* v_cache,
                        const octet::cpu::PagedBatch& batch, float scale, void* out, int64_t m,

@@ -193,9 +193,11 @@ const char* tickets(unsigned* counter, unsigned* parts, unsigned* total, int64_t
 
 }  // namespace octet::gpu
 
-#define EXPORT(name)                                                                               \
-  extern "C" __attribute__((visibility("default"))) decltype(&octet::gpu::name) octet_gpu_##name = \
-      &octet::gpu::name;
+#define EXPORT(name) \
+  __attribute__((visibility("default"))) decltype(&octet::gpu::name) octet_gpu_##name = &octet::gpu::name;
+
+extern "C" {
+
 EXPORT(block_sum)
 EXPORT(read_unwritten)
 EXPORT(divergent_barrier)
@@ -210,3 +212,5 @@ EXPORT(product)
 EXPORT(transpose)
 EXPORT(warp_operations)
 EXPORT(tickets)
+
+}  // extern "C"

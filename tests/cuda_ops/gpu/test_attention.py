@@ -172,6 +172,13 @@ def test_a_sequence_of_no_keys_or_no_queries_disturbs_nobody(rand: Rand) -> None
     assert_close(out[1:], sequence.expected, np.abs(sequence.expected).max() * 2**-6)
 
 
+def test_more_sequences_than_the_plan_has_threads_are_all_served(rand: Rand) -> None:
+    sequences = [make_sequence(rand, 1 + i % 9, 9 + i % 4, 2, 1, 32) for i in range(260)]
+    out = decode(run_batch(rand, sequences))
+    expected = np.concatenate([s.expected for s in sequences])
+    assert_close(out, expected, np.abs(expected).max() * 2**-6)
+
+
 def test_a_query_has_the_same_bits_decoded_prefilled_or_in_chunks(rand: Rand) -> None:
     kv_len = 600  # three segments
     whole = make_sequence(rand, 40, kv_len, 8, 1, 32)
