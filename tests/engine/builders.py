@@ -61,7 +61,10 @@ class SchedulerWorld:
 
     def plan(self) -> StepPlan | None:
         self.now += 1.0
-        return self.scheduler.schedule(self.now)
+        plan = self.scheduler.schedule(self.now)
+        if plan is None:
+            self._collect()  # deadlines may have ended someone
+        return plan
 
     def run(self, plan: StepPlan) -> None:
         self.scheduler.tidy()
@@ -85,7 +88,7 @@ class SchedulerWorld:
         return next(sequence for sequence in live if sequence.request_id == request_id)
 
     def tokens(self, request_id: str) -> list[int]:
-        return [token for output in self.outputs[request_id] for token in output.token_ids]
+        return [token for output in self.outputs.get(request_id, []) for token in output.token_ids]
 
     def last(self, request_id: str) -> RequestOutput:
         return self.outputs[request_id][-1]
