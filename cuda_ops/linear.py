@@ -20,8 +20,10 @@ def linear(
 
     x [M, K] fp32|bf16 · weight [N, K] · out [M, N] fp32|bf16, any mixture · bias [N] fp32|bf16
     gelu is the exact (erf) one, quick_gelu is x * sigmoid(1.702 x). fp32 sums, one rounding at the end; the
-    bits of a row depend on its x, K and the instruction set alone. A quantised weight gives the same bits as
-    its dequantised fp32 matrix, for fp32 x and bf16 x alike.
+    bits of a row depend on its x, K and the instruction set alone.
+    fp32 x: a quantised weight gives the bits of its dequantised fp32 matrix. bf16 x on a CPU: x meets int8
+    and int4 weights as int8 with a scale per 64 columns (32 where int4 groups are no multiple of 64), each
+    element off by at most max|x| / 254 of its columns; int4 groups that 32 does not divide are exact.
     """
     library.linear(x, *weight.arguments, out, bias, _ACTIVATION_INDEX[activation])
 

@@ -41,8 +41,9 @@ def moe_experts(
 
     x, out [M, H] fp32|bf16 of one type · expert_ids [M, k] int32, pool * E + e or -1 · expert_weights [M, k]
     fp32 · pools: per pool (up_gate Weight [E, 2*width, H], gate rows first; down Weight [E, H, width]); E is
-    common, widths and formats may differ. silu(gate) * up is rounded to x's type; the sum over j runs in
-    routing order in fp32 and is rounded once. A row whose ids are all -1 becomes zeros.
+    common, widths and formats may differ. silu(gate) * up is rounded to x's type; with
+    quantised weights x and it become int8 as in `linear`. The sum over j runs in routing order in fp32 and is
+    rounded once. A row whose ids are all -1 becomes zeros.
     """
     weights = [weight for pool in pools for weight in pool]
     library.moe_experts(

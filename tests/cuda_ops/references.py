@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from tests.cuda_ops.builders import rounded
+
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-x))
@@ -25,6 +27,31 @@ ACTIVATIONS = {"none": lambda x: x, "gelu": gelu, "quick_gelu": lambda x: x * si
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: str) -> np.ndarray:
     y = x.astype(np.float64) @ weight.astype(np.float64).T
     return ACTIVATIONS[activation](y if bias is None else y + bias)
+
+
+def int8_span(kind: str, group: int) -> int:
+    """Columns of x that share an int8 scale when they meet this weight; 0 where x stays as it is."""
+    if kind == "int8":
+        return 64
+    return 0 if kind != "int4" or group % 32 else 64 if group % 64 == 0 else 32
+
+
+def int8_activations(x: np.ndarray, span: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the CPU multiplies for bf16 x and a quantised weight, and the largest error of each element.
+
+    Per span of columns: scale = max|x| / 127, q = nearest(x * (127 / max|x|)), both in fp32. x is off by half
+    a step at most, max|x| / 254, and by a little more where fp32 rounds x * inverse across a tie.
+    """
+    if span == 0:
+        return x.astype(np.float64), np.zeros(x.shape)
+    columns, padding = x.shape[-1], -x.shape[-1] % span
+    padded = np.pad(x.astype(np.float32), [(0, 0)] * (x.ndim - 1) + [(0, padding)])
+    spans = padded.reshape(*x.shape[:-1], (columns + padding) // span, span)
+    largest = np.abs(spans).max(-1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    seen = np.rint(spans * inverse).astype(np.float64) * (largest / np.float32(127))
+    error = np.broadcast_to(largest / 254 * (1 + 2.0**-16), spans.shape).astype(np.float64)
+    return seen.reshape(padded.shape)[..., :columns], error.reshape(padded.shape)[..., :columns]
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -100,8 +127,13 @@ def route_experts(
 
 
 def moe_experts(
-    x: np.ndarray, ids: np.ndarray, weights: np.ndarray, pools: list[tuple[np.ndarray, np.ndarray]]
+    x: np.ndarray,
+    ids: np.ndarray,
+    weights: np.ndarray,
+    pools: list[tuple[np.ndarray, np.ndarray]],
+    spans: list[tuple[int, int]] | None = None,
 ) -> np.ndarray:
+    """spans: per pool, the int8_span of x and of the middle activation; None where nothing becomes int8."""
     num_experts = pools[0][0].shape[0]
     out = np.zeros(x.shape, np.float64)
     for i in range(len(x)):
@@ -111,8 +143,12 @@ def moe_experts(
             up_gate, down = (
                 part[expert % num_experts].astype(np.float64) for part in pools[expert // num_experts]
             )
-            gate, up = np.split(up_gate @ x[i], 2)
-            out[i] += weight * (down @ (silu(gate) * up))
+            x_span, hidden_span = spans[expert // num_experts] if spans else (0, 0)
+            gate, up = np.split(up_gate @ int8_activations(x[i], x_span)[0], 2)
+            hidden = silu(gate) * up
+            if hidden_span:
+                hidden, _ = int8_activations(rounded(hidden), hidden_span)
+            out[i] += weight * (down @ hidden)
     return out
 
 

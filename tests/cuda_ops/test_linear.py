@@ -20,18 +20,63 @@ from tests.cuda_ops.builders import (
     values_of,
 )
 
+# m, n, k, int4 group: whole and cut tiles of rows, of columns, of spans; a group of 8 is too narrow for int8
+SHAPES = (
+    (0, 5, 32, 16),
+    (1, 1, 2, 2),
+    (3, 7, 64, 64),
+    (13, 66, 160, 32),
+    (40, 33, 256, 128),
+    (200, 9, 72, 8),
+)
+
+
+def expected_linear(x, x_type, weight, matrix, bias=None, activation="none"):
+    """The product as the CPU defines it: bf16 x meets quantised weights as int8."""
+    values = values_of(x, x_type)
+    if x_type == "bfloat16":
+        values, _ = references.int8_activations(values, references.int8_span(weight.kind, weight.group))
+    return references.linear(values, matrix, bias, activation)
+
 
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
 @pytest.mark.parametrize("x_type", DTYPES)
 @pytest.mark.parametrize("out_type", DTYPES)
 def test_linear_matches_numpy_for_every_mixture_of_types(rand, x_type, kind, out_type):
-    for m, n, k, group in ((0, 5, 32, 16), (1, 1, 2, 2), (3, 7, 48, 16), (13, 66, 160, 32), (200, 9, 72, 8)):
+    for m, n, k, group in SHAPES:
         weight, matrix = make_weight(rand, kind, n, k, group)
         x = rand.normal(m, k)
         out = unwritten((m, n), out_type)
         cuda_ops.linear(tensor(x, x_type), weight, out)
-        expected = references.linear(values_of(x, x_type), matrix, None, "none")
-        assert_close(read(out), expected, allowed(out_type, expected, k), f"linear {m}x{k}x{n}")
+        expected = expected_linear(x, x_type, weight, matrix)
+        terms = expected_linear(np.abs(x), x_type, weight, np.abs(matrix))  # they may cancel
+        tolerance = max(allowed(out_type, expected, k), allowed("float32", terms, k))
+        assert_close(read(out), expected, tolerance, f"linear {m}x{k}x{n}")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_int8_activations_stay_within_half_a_step_of_the_dequantised_product(rand, kind):
+    for m, n, k, group in SHAPES[2:]:
+        weight, matrix = make_weight(rand, kind, n, k, group)
+        x = values_of(rand.normal(m, k), "bfloat16")
+        out = unwritten((m, n), "float32")
+        cuda_ops.linear(tensor(x, "bfloat16"), weight, out)
+        exact = references.linear(x, matrix, None, "none")
+        _, error = references.int8_activations(x, references.int8_span(kind, group))
+        bound = error @ np.abs(matrix.astype(np.float64)).T + allowed("float32", exact, k)
+        assert_close((out - exact) / bound, np.zeros((m, n)), 1.0, f"{kind} {m}x{k}x{n}, in bounds")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_spans_of_zeros_and_of_one_large_value_are_exact(rand, kind):
+    weight, matrix = make_weight(rand, kind, 20, 192, 64)
+    x = np.zeros((2, 192), np.float32)
+    x[1, 70] = 3.0e30
+    out = unwritten((2, 20), "float32")
+    cuda_ops.linear(tensor(x, "bfloat16"), weight, out)
+    assert (out[0] == 0).all()
+    expected = values_of(x, "bfloat16")[1, 70].astype(np.float64) * matrix[:, 70]
+    assert_close(out[1] / 3.0e30, expected / 3.0e30, 1e-5, kind)
 
 
 def test_linear_takes_odd_widths_of_unquantised_weights(rand):
@@ -41,7 +86,7 @@ def test_linear_takes_odd_widths_of_unquantised_weights(rand):
             x = rand.normal(9, 37)
             out = unwritten((9, 5), "float32")
             cuda_ops.linear(tensor(x, x_type), weight, out)
-            expected = references.linear(values_of(x, x_type), matrix, None, "none")
+            expected = expected_linear(x, x_type, weight, matrix)
             assert_close(out, expected, allowed("float32", expected, 37), f"{kind} {x_type}")
 
 
@@ -59,7 +104,7 @@ def test_linear_adds_bias_before_the_activation(rand, activation, dtype):
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(rand, kind, dtype):
-    for k, group in ((96, 16), (40, 8)):
+    for k, group in ((192, 64), (96, 32), (40, 8)):
         weight, _ = make_weight(rand, kind, 70, k, group)
         x = rand.normal(205, k)
         whole = unwritten((205, 70), "float32")
@@ -68,7 +113,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(rand, kind, dtype):
             cuda_ops.linear(tensor(x, dtype), weight, whole)
         finally:
             cuda_ops.set_num_threads(1)
-        for start, count in ((0, 1), (16, 1), (3, 2), (5, 7), (7, 17), (190, 15)):
+        for start, count in ((0, 1), (16, 1), (3, 2), (9, 3), (4, 4), (5, 7), (7, 17), (190, 15)):
             part = unwritten((count, 70), "float32")
             cuda_ops.linear(tensor(x[start : start + count], dtype), weight, part)
             assert_same_bits(part, whole[start : start + count], f"rows {start}..{start + count} of {kind}")
@@ -76,7 +121,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(rand, kind, dtype):
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("m", [1, 40])
-def test_a_quantised_weight_gives_the_bits_of_its_dequantised_matrix(rand, kind, m):
+def test_a_quantised_weight_gives_fp32_rows_the_bits_of_its_dequantised_matrix(rand, kind, m):
     weight, matrix = make_weight(rand, kind, 33, 128, 32)
     x = rand.normal(m, 128)
     quantised, plain = unwritten((m, 33), "float32"), unwritten((m, 33), "float32")

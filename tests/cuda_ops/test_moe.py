@@ -81,25 +81,32 @@ def test_a_token_type_without_a_pool_is_refused():
 
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_moe_experts_matches_numpy_for_two_pools_of_different_width(rand, kind, dtype):
-    m, num_experts, hidden, top_k = 23, 5, 48, 3
-    pools, matrices = make_pools(rand, num_experts, hidden, (40, 16), kind)
+@pytest.mark.parametrize(
+    "hidden,widths,group", [(48, (40, 16), 8), (96, (160, 64), 32), (128, (64, 192), 64)]
+)
+def test_moe_experts_matches_numpy_for_two_pools_of_different_width(rand, kind, dtype, hidden, widths, group):
+    m, num_experts, top_k = 23, 5, 3
+    pools, matrices = make_pools(rand, num_experts, hidden, widths, kind, group)
     x = rand.normal(m, hidden) * 0.3
     token_types = rand.numpy.integers(-1, 2, m).astype(np.int32)
     chosen = np.argsort(rand.normal(m, num_experts))[:, :top_k]
     ids = np.where(token_types[:, None] < 0, -1, token_types[:, None] * num_experts + chosen).astype(np.int32)
     weights = rand.numpy.uniform(0.1, 1.0, (m, top_k)).astype(np.float32)
     out = run_experts(x, ids, weights, pools, dtype)
-    expected = references.moe_experts(values_of(x, dtype), ids, weights, matrices)
+    spans = None
+    if dtype == "bfloat16":
+        spans = [tuple(references.int8_span(kind, weight.group) for weight in pool) for pool in pools]
+    expected = references.moe_experts(values_of(x, dtype), ids, weights, matrices, spans)
     assert_close(out, expected, 4 * allowed(dtype, expected, hidden), f"{kind} {dtype}")
     assert (out[token_types < 0] == 0).all()
 
 
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_token_has_the_same_bits_alone_and_among_many(rand, kind, dtype):
-    m, num_experts, hidden = 40, 3, 32
-    pools, _ = make_pools(rand, num_experts, hidden, (24, 8), kind)
+@pytest.mark.parametrize("hidden,widths,group", [(32, (24, 8), 8), (128, (160, 96), 32)])
+def test_a_token_has_the_same_bits_alone_and_among_many(rand, kind, dtype, hidden, widths, group):
+    m, num_experts = 40, 3
+    pools, _ = make_pools(rand, num_experts, hidden, widths, kind, group)
     x = rand.normal(m, hidden)
     ids = np.argsort(rand.normal(m, 2 * num_experts))[:, :2].astype(np.int32)
     weights = rand.numpy.uniform(0.1, 1.0, (m, 2)).astype(np.float32)
@@ -111,6 +118,21 @@ def test_a_token_has_the_same_bits_alone_and_among_many(rand, kind, dtype):
     for i in (0, 1, 17, 39):
         alone = run_experts(x[i : i + 1], ids[i : i + 1], weights[i : i + 1], pools, dtype)
         assert_same_bits(alone[0], together[i], f"token {i}")
+
+
+def test_pools_of_different_formats_share_one_call(rand):
+    """Each pool sees x in its own form: int8 in two span widths, bf16, and int8 by rows."""
+    m, hidden, width = 9, 192, 64
+    formats = (("int4", 64), ("int4", 32), ("bfloat16", 0), ("int8", 0), ("int4", 64))
+    parts = [make_pools(rand, 2, hidden, (width,), kind, group) for kind, group in formats]
+    pools, matrices = ([part[i][0] for part in parts] for i in (0, 1))
+    ids = np.array([[2 * (i % 5), 2 * ((i + 2) % 5) + 1] for i in range(m)], np.int32)
+    weights = np.full((m, 2), 0.5, np.float32)
+    x = rand.normal(m, hidden) * 0.2
+    spans = [tuple(references.int8_span(w.kind, w.group) for w in pool) for pool in pools]
+    expected = references.moe_experts(values_of(x, "bfloat16"), ids, weights, matrices, spans)
+    out = run_experts(x, ids, weights, pools, "bfloat16")
+    assert_close(out, expected, 4 * allowed("bfloat16", expected), "five formats")
 
 
 def test_all_tokens_may_choose_one_expert(rand):

@@ -12,9 +12,10 @@
 namespace octet {
 
 enum class Slot {
-  activations,  // x in the type of the dot products
+  activations,  // x in the form of the dot products
   row_pointers,
-  panel,    // dequantised weight rows
+  panel,  // dequantised or turned weight rows
+  panel_scales,
   outputs,  // a tile of products before rounding
   keys,
   values,

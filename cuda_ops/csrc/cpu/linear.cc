@@ -11,8 +11,7 @@
 
 #include <algorithm>
 
-#include "dot_panel.h"
-#include "rows.h"
+#include "row_form.h"
 
 namespace octet::cpu {
 namespace {
@@ -43,17 +42,22 @@ void finish_row(const float* sums, const Bias* bias, Activation activation, Out*
 Status linear(DType x_type, const void* x, const WeightView& w, DType bias_type, const void* bias,
               Activation activation, DType out_type, void* out, int64_t m) {
   const int64_t n = w.out_features, k = w.in_features;
-  const DType type = dot_type(x_type, w.kind);
-  const int64_t width = panel_width(n, k);
+  const RowForm form(x_type, w);
+  const int64_t width = form.panel_width(n);
   for (int64_t begin = 0; begin < m; begin += kRowBlock) {
     const int64_t num_rows = std::min(kRowBlock, m - begin);
-    const void* block = as_type(x_type, row_of(x_type, x, begin, k), type, num_rows, k);
     const void* rows[kRowBlock];
-    for (int64_t i = 0; i < num_rows; ++i) rows[i] = row_of(type, block, i, k);
+    const char* block = static_cast<const char*>(row_of(x_type, x, begin, k));
+    if (!form.is_plain()) {
+      char* converted = scratch<char>(Slot::activations, size_t(num_rows * form.row_bytes()));
+      form.convert(block, num_rows, converted);
+      block = converted;
+    }
+    for (int64_t i = 0; i < num_rows; ++i) rows[i] = block + i * form.row_bytes();
     parallel_for(ceil_div(n, width), [&](int64_t task) {
       const int64_t first = task * width, cols = std::min(width, n - first);
       float* sums = scratch<float>(Slot::outputs, size_t(kRowBlock * width));
-      dot_panel(type, rows, num_rows, w, first, cols, sums, width);
+      form.multiply(rows, num_rows, w, first, cols, sums, width);
       with_type(bias_type, [&](auto b) {
         with_type(out_type, [&](auto o) {
           const auto* bias_row = bias ? static_cast<const decltype(b)*>(bias) + first : nullptr;

@@ -16,8 +16,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "dot_panel.h"
-#include "rows.h"
+#include "row_form.h"
 
 namespace octet::cpu {
 namespace {
@@ -65,22 +64,22 @@ class Block {
         h_(h),
         x_(x),
         sorted_(ids, num_tokens * top_k, num_pools * experts_per_pool) {
-    bool needs_float = false;
     for (int64_t p = 0; p < num_pools; ++p) {
-      hidden_stride_ = std::max(hidden_stride_, pools[p].width());
-      needs_float |= dot_type(type, pools[p].up_gate.kind) != type;
+      x_forms_.emplace_back(type, pools[p].up_gate);
+      hidden_forms_.emplace_back(type, pools[p].down);
+      hidden_stride_ = std::max(hidden_stride_, hidden_forms_.back().row_bytes());
     }
-    x_float_ = needs_float ? as_type(type, x, DType::float32, num_tokens, h) : x;
-    hidden_ = scratch<float>(Slot::hidden, sorted_.pairs.size() * size_t(hidden_stride_));
+    convert_rows(num_tokens);
+    hidden_ = scratch<char>(Slot::hidden, sorted_.pairs.size() * size_t(hidden_stride_));
     products_ = scratch<float>(Slot::experts, sorted_.pairs.size() * size_t(h));
   }
 
   void compute() {
-    run(tasks([](const ExpertPool& pool) { return panel_width(pool.width(), pool.up_gate.in_features); },
-              [](const ExpertPool& pool) { return pool.width(); }),
+    run(tasks([this](int64_t pool) { return hidden_width(size_t(pool)); },
+              [this](int64_t pool) { return pools_[pool].width(); }),
         [this](const Task& task) { up_gate(task); });
-    run(tasks([](const ExpertPool& pool) { return panel_width(pool.down.out_features, pool.width()); },
-              [](const ExpertPool& pool) { return pool.down.out_features; }),
+    run(tasks([this](int64_t pool) { return hidden_forms_[size_t(pool)].panel_width(h_); },
+              [this](int64_t) { return h_; }),
         [this](const Task& task) { down(task); });
   }
 
@@ -109,7 +108,7 @@ class Block {
     std::vector<Task> all;
     for (size_t e = 0; e + 1 < sorted_.starts.size(); ++e) {
       if (sorted_.starts[e] == sorted_.starts[e + 1]) continue;
-      const int64_t width = width_of(pool(int64_t(e))), rows = rows_of(pool(int64_t(e)));
+      const int64_t width = width_of(pool_of(int64_t(e))), rows = rows_of(pool_of(int64_t(e)));
       for (int64_t first = sorted_.starts[e]; first < sorted_.starts[e + 1]; first += kRowBlock) {
         const int64_t pairs = std::min(kRowBlock, sorted_.starts[e + 1] - first);
         for (int64_t row = 0; row < rows; row += width) {
@@ -120,63 +119,101 @@ class Block {
     return all;
   }
 
-  const ExpertPool& pool(int64_t expert) const { return pools_[expert / experts_per_pool_]; }
+  // Columns of a task that makes whole spans of hidden rows.
+  int64_t hidden_width(size_t pool) const {
+    const int64_t unit = hidden_forms_[pool].column_unit();
+    return ceil_div(x_forms_[pool].panel_width(pools_[pool].width()), unit) * unit;
+  }
+
+  int64_t pool_of(int64_t expert) const { return expert / experts_per_pool_; }
+
+  // x in the form of each pool, once for pools that share a form.
+  void convert_rows(int64_t num_tokens) {
+    std::vector<size_t> twins, starts;  // of each pool: the first pool of its form, its place in the scratch
+    size_t size = 0;
+    for (const RowForm& form : x_forms_) {
+      size_t twin = 0;
+      while (!x_forms_[twin].is_same_as(form)) ++twin;
+      twins.push_back(twin);
+      starts.push_back(size);
+      if (twin + 1 == twins.size() && !form.is_plain()) size += size_t(num_tokens * form.row_bytes());
+    }
+    char* memory = scratch<char>(Slot::activations, size);
+    for (size_t p = 0; p < x_forms_.size(); ++p) {
+      if (x_forms_[p].is_plain()) {
+        x_rows_.push_back(static_cast<const char*>(x_));
+      } else {
+        if (twins[p] == p) x_forms_[p].convert(x_, num_tokens, memory + starts[p]);
+        x_rows_.push_back(memory + starts[twins[p]]);
+      }
+    }
+  }
 
   // hidden = silu(gate) * up for the task's columns; gate rows come first, up rows `width` later.
   void up_gate(const Task& task) {
-    const WeightView w = pool(task.expert).up_gate.at(task.expert % experts_per_pool_);
-    const DType type = dot_type(type_, w.kind);
+    const size_t pool = size_t(pool_of(task.expert));
+    const WeightView w = pools_[pool].up_gate.at(task.expert % experts_per_pool_);
     const void* rows[kRowBlock];
     for (int64_t i = 0; i < task.num_pairs; ++i) {
       const int64_t token = sorted_.pairs[size_t(task.first_pair + i)] / top_k_;
-      rows[i] = row_of(type, type == type_ ? x_ : x_float_, token, h_);
+      rows[i] = x_rows_[pool] + token * x_forms_[pool].row_bytes();
     }
     float* gate = scratch<float>(Slot::outputs, size_t(2 * task.num_pairs * task.num_rows));
     float* up = gate + task.num_pairs * task.num_rows;
-    const int64_t width = pool(task.expert).width();
-    dot_panel(type, rows, task.num_pairs, w, task.first_row, task.num_rows, gate, task.num_rows);
-    dot_panel(type, rows, task.num_pairs, w, width + task.first_row, task.num_rows, up, task.num_rows);
+    const int64_t width = pools_[pool].width();
+    x_forms_[pool].multiply(rows, task.num_pairs, w, task.first_row, task.num_rows, gate, task.num_rows);
+    x_forms_[pool].multiply(rows, task.num_pairs, w, width + task.first_row, task.num_rows, up,
+                            task.num_rows);
     for (int64_t i = 0; i < task.num_pairs; ++i) {
       store_hidden(task, i, gate + i * task.num_rows, up + i * task.num_rows);
     }
   }
 
-  // In the type that down's dot products take, but never more exact than T.
-  void store_hidden(const Task& task, int64_t i, const float* gate, const float* up) {
-    const DType type = dot_type(type_, pool(task.expert).down.kind);
-    float* row = hidden_ + (task.first_pair + i) * hidden_stride_;
+  // silu(gate) * up rounded to T, then in the form that down multiplies. Overwrites `gate`.
+  void store_hidden(const Task& task, int64_t i, float* gate, const float* up) {
+    const RowForm& form = hidden_forms_[size_t(pool_of(task.expert))];
+    char* row = hidden_row(task, i);
     by_sixteen(task.num_rows, [&](int64_t c, int64_t n) {
-      const F32x16 value = silu(load_upto(gate + c, n)) * load_upto(up + c, n);
-      const int64_t column = task.first_row + c;
-      if (type == DType::bfloat16) {
-        store_upto(reinterpret_cast<BF16*>(row) + column, value, n);
-      } else if (type_ == DType::bfloat16) {
+      F32x16 value = silu(load_upto(gate + c, n)) * load_upto(up + c, n);
+      if (type_ == DType::bfloat16) {
         BF16 rounded[16];
         store(rounded, value);
-        store_upto(row + column, load(rounded), n);
+        value = load(rounded);
+      }
+      if (form.is_int8()) {
+        store_upto(gate + c, value, n);
+      } else if (form.is_bfloat16()) {
+        store_upto(reinterpret_cast<BF16*>(row) + task.first_row + c, value, n);
       } else {
-        store_upto(row + column, value, n);
+        store_upto(reinterpret_cast<float*>(row) + task.first_row + c, value, n);
       }
     });
+    if (form.is_int8()) quantise_columns(form.layout(), gate, task.first_row, task.num_rows, row);
   }
 
   void down(const Task& task) {
-    const WeightView w = pool(task.expert).down.at(task.expert % experts_per_pool_);
+    const size_t pool = size_t(pool_of(task.expert));
+    const WeightView w = pools_[pool].down.at(task.expert % experts_per_pool_);
     const void* rows[kRowBlock];
-    for (int64_t i = 0; i < task.num_pairs; ++i) rows[i] = hidden_ + (task.first_pair + i) * hidden_stride_;
-    dot_panel(dot_type(type_, w.kind), rows, task.num_pairs, w, task.first_row, task.num_rows,
-              products_ + task.first_pair * h_ + task.first_row, h_);
+    for (int64_t i = 0; i < task.num_pairs; ++i) rows[i] = hidden_row(task, i);
+    hidden_forms_[pool].multiply(rows, task.num_pairs, w, task.first_row, task.num_rows,
+                                 products_ + task.first_pair * h_ + task.first_row, h_);
+  }
+
+  char* hidden_row(const Task& task, int64_t i) const {
+    return hidden_ + (task.first_pair + i) * hidden_stride_;
   }
 
   const DType type_;
   const ExpertPool* pools_;
   const int64_t experts_per_pool_, top_k_, h_;
   const void* x_;
-  const void* x_float_;
   const SortedPairs sorted_;
-  int64_t hidden_stride_ = 0;
-  float* hidden_;    // [pairs, hidden_stride_] floats, or bf16 in the first half of each row
-  float* products_;  // [pairs, H]
+  std::vector<RowForm> x_forms_, hidden_forms_;  // [pools]
+  std::vector<const char*> x_rows_;              // [pools] x in the pool's form
+  int64_t hidden_stride_ = 0;                    // bytes
+  char* hidden_;                                 // [pairs, hidden_stride_] in the form of down
+  float* products_;                              // [pairs, H]
 };
 
 }  // namespace
