@@ -13,8 +13,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import openai
+if TYPE_CHECKING:
+    import openai
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 180  # eight ranks on two busy cores
@@ -43,6 +45,8 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def client(self, **options: object) -> openai.OpenAI:
+        import openai  # only the tests' environment has it; benchmarks start servers too
+
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, **options)  # type: ignore[arg-type]
 
     def get(self, path: str, port: int | None = None) -> tuple[int, str]:
