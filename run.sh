@@ -11,6 +11,7 @@ usage() {
 usage: ./run.sh [serve] [flags]     start the server (the default); ./run.sh serve --help lists the flags
        ./run.sh plan [flags]        what a model takes, and whether it fits: --model NAME --tp N --device a100-80g
        ./run.sh cache [list|clear]  the weights kept for the next start
+       ./run.sh quality [flags]     what quantisation costs: --model DIR [--quant wint4] [--prompts FILE]
        ./run.sh test [pytest args]  run the tests
        ./run.sh check               ruff, mypy and clang-format, changing nothing
        ./run.sh bench [name]        run one benchmark of tests/bench, or list them
@@ -80,6 +81,12 @@ cache() {
   exec "$venv/bin/python" -m workers.weight_cache_command "$@"
 }
 
+quality() {
+  install "${OCTET_EXTRAS:-}"
+  build_ops
+  exec "$venv/bin/python" -m workers.quality_command "$@"
+}
+
 run_tests() {
   install "$(join_extras test demo)"
   build_ops
@@ -121,6 +128,7 @@ case "${1:-}" in
   serve) shift; serve "$@" ;;
   plan) shift; plan "$@" ;;
   cache) shift; cache "$@" ;;
+  quality) shift; quality "$@" ;;
   test) shift; run_tests "$@" ;;
   check) shift; check ;;
   bench) shift; bench "$@" ;;

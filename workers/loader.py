@@ -80,6 +80,33 @@ def threads_for_loading(config: ServerConfig) -> int:
     return config.load_threads or min(max(cores // config.tensor_parallel_size, 2), 8)
 
 
+class LayerByLayer:
+    """The parts of a whole decoder one at a time, for who cannot hold them all; close() it at the end."""
+
+    def __init__(
+        self, config: ServerConfig, model: ModelConfig, source: WeightSource, device: Device
+    ) -> None:
+        self._source = source
+        self._crew = _Crew(threads_for_loading(config))
+        share = share_of(model, 0, 1)
+        self._builder = _Builder(config, source, device, share, lambda loaded, total: None, self._crew)
+
+    def layer(self, index: int) -> LayerWeights:
+        weights = self._builder._layer(index)
+        self._crew.finish()
+        return weights
+
+    def ends(self) -> tuple[Tensor, Tensor, Weight]:
+        """Embedding, last norm, head."""
+        ends = self._builder._ends()
+        self._crew.finish()
+        return ends
+
+    def close(self) -> None:
+        self._crew.__exit__()
+        self._source.close()
+
+
 def _build(
     config: ServerConfig, model: ModelConfig, device: Device, share: Share, on_progress: Progress
 ) -> ModelWeights:
@@ -184,11 +211,16 @@ class _Builder:
     # the decoder --------------------------------------------------------------------------------------
 
     def _decoder(self) -> DecoderWeights:
+        embedding, norm, head = self._ends()
+        return DecoderWeights(
+            embedding, head, norm, [self._layer(layer) for layer in range(self._model.num_layers)]
+        )
+
+    def _ends(self) -> tuple[Tensor, Tensor, Weight]:
+        """Embedding, last norm, head."""
         embedding = self._vocab_rows("embed_tokens.weight")
-        layers = [self._layer(layer) for layer in range(self._model.num_layers)]
-        norm = self._vector("norm.weight")
         head = embedding if self._model.tie_word_embeddings else self._vocab_rows("lm_head.weight")
-        return DecoderWeights(embedding, Weight(self._dtype, head), norm, layers)
+        return embedding, self._vector("norm.weight"), Weight(self._dtype, head)
 
     def _layer(self, layer: int) -> LayerWeights:
         root = f"layers.{layer}"
