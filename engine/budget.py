@@ -48,15 +48,16 @@ class StepBudget:
             return self._end_before_media(sequence, begin, begin + num_tokens) - begin
         return num_tokens
 
-    def take(self, sequence: Sequence, begin: int, num_tokens: int) -> None:
-        """A chunk was planned."""
+    def take(self, sequence: Sequence, begin: int, num_tokens: int) -> bool:
+        """A chunk was planned; returns whether it has something encoded."""
         self.num_tokens -= num_tokens
         if num_tokens > 1:
             self.num_prefill_tokens -= num_tokens
-        for item in sequence.media:
-            if cost := _encoder_tokens(sequence, item, begin, begin + num_tokens):
-                self.num_encoder_tokens -= cost
-                self.has_encoded = True
+        end = begin + num_tokens
+        cost = sum(_encoder_tokens(sequence, item, begin, end) for item in sequence.media)
+        self.num_encoder_tokens -= cost
+        self.has_encoded = self.has_encoded or cost > 0
+        return cost > 0
 
     def _end_before_media(self, sequence: Sequence, begin: int, end: int) -> int:
         """`end`, or where the first item begins that is too much for the encoder in this step."""

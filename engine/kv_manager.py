@@ -50,6 +50,14 @@ class KVManager:
         num_idle = sum(not self.pool.has_owner(block_id) for block_id in prefix)
         return self.num_blocks_for(sequence.num_tokens) - len(prefix) + num_idle
 
+    def num_promised_blocks(self, running: Iterable[Sequence]) -> int:
+        """Blocks that running prompts will still ask for; promising them twice would only preempt later."""
+        return sum(
+            self.num_missing_blocks(sequence, sequence.num_tokens)
+            for sequence in running
+            if sequence.num_computed_tokens < sequence.num_tokens
+        )
+
     # ------------------------------------------------------------------ giving and taking
 
     def begin_with(self, sequence: Sequence, prefix: list[BlockId]) -> None:

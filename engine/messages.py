@@ -101,6 +101,16 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: list[float] = []
 
 
+class Timings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where the time of a finished request went, in seconds. Fetching and decoding media comes before."""
+
+    queue_seconds: float = 0.0  # arrival to first scheduled
+    prefill_seconds: float = 0.0  # first scheduled to first token; encoding is part of it
+    decode_seconds: float = 0.0  # first token to last; waiting after a preemption is part of one or the other
+    encode_seconds: float = 0.0  # in the vision tower, in steps that encoded media of this request
+    preempted_seconds: float = 0.0  # without blocks, between preemption and return
+
+
 class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """The new tokens of one request; the last one has a finish_reason."""
 
@@ -113,6 +123,7 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     error_status: int = 500  # 429 when the queue is full, 503 when a worker died, 504 after its timeout
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache; in the first output
     queue_seconds: float = 0.0  # arrival to first scheduled, in the first output
+    timings: Timings | None = None  # in the last output of a request that got a token
 
 
 class TokenBatch(msgspec.Struct, frozen=True, tag="tokens"):

@@ -82,6 +82,12 @@ class Metrics:
         self._inference = self._histogram(
             "request_inference_time_seconds", "first scheduled to last token", _LATENCIES
         )
+        self._encode = self._histogram(
+            "request_encode_time_seconds", "in the vision tower, of requests with media", _LATENCIES
+        )
+        self._preempted = self._histogram(
+            "request_preempted_time_seconds", "without blocks, of requests that were preempted", _LATENCIES
+        )
         self._cached_tokens = self._counter(
             "prefix_cache_hit_tokens", "prompt tokens that came from the prefix cache"
         )
@@ -209,6 +215,10 @@ class Metrics:
         if not sequence.last_token:
             return  # aborted or failed in the middle
         self._latency.observe(sequence.last_token - sequence.arrival)
+        if sequence.media:
+            self._encode.observe(sequence.encode_seconds)
+        if sequence.num_preemptions:
+            self._preempted.observe(sequence.preempted_seconds)
         self._decode.observe(sequence.last_token - sequence.first_token)
         self._inference.observe(sequence.last_token - sequence.first_scheduled)
         if sequence.num_output_tokens > 1:

@@ -8,10 +8,8 @@ Read `schedule` first, then `apply`.
 
 from __future__ import annotations
 
-import heapq
 from bisect import insort
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -19,13 +17,14 @@ from engine.admission import Limits, make_sequence
 from engine.block_pool import BlockId
 from engine.budget import StepBudget
 from engine.config import ServerConfig
+from engine.deadlines import Deadlines
+from engine.draft import StepDraft
 from engine.errors import EngineError, RequestError
 from engine.fairness import Accounts
 from engine.kv_manager import KVManager
 from engine.messages import (
     AddRequest,
     Chunk,
-    NewSequence,
     RequestOutput,
     SampledToken,
     StepPlan,
@@ -37,27 +36,12 @@ from engine.pacing import Pacing
 from engine.preemption import choose_victim
 from engine.prefix_cache import extend_keys
 from engine.sequence import Sequence, Status
-from engine.step_log import StepLog, StepRecord
+from engine.step_log import StepLog
 from engine.stopping import FinishReason, finish_reason
 from engine.waiting import WaitingQueue
 
 _LOOK_AHEAD = 32  # waiting sequences that may be passed over in one step because they do not fit
 _MOST_OVERTAKEN = 16  # later ones admitted before one that did not fit; then it is waited for
-
-_SLACK = 64  # deadlines of finished sequences tolerated before they are thrown out
-
-
-@dataclass(slots=True)
-class StepDraft:
-    """A step being planned."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-    added: list[NewSequence] = field(default_factory=list)
-    num_sampling: int = 0  # chunks that end with a sampled token
-    num_prefill_tokens: int = 0  # in chunks of more than one token
-    preempted: list[str] = field(default_factory=list)  # request ids
-    passed_over: list[tuple[str, str]] = field(default_factory=list)  # request ids and why they wait
-    full: str = ""  # what there is no more of: "tokens" or "sequences"
 
 
 class Scheduler:
@@ -87,9 +71,10 @@ class Scheduler:
         self._by_seq_id: dict[int, Sequence] = {}  # everything the ranks know and we still want
         self._filling: list[Sequence] = []  # the step in flight may fill blocks of theirs
         self._dropped: list[int] = []  # the ranks still know them, the next plan says to forget
-        self._deadlines: list[tuple[float, int, Sequence]] = []  # heap; may hold finished ones
+        self._deadlines = Deadlines()
         self._num_admitted = 0
         self._num_prefill_tokens = 0  # of the step in flight
+        self._encoding: list[Sequence] = []  # the step in flight encodes media of theirs
         self._outbox = Outbox()
         self._headroom = num_blocks // 100  # blocks left to the running when another is admitted
         self._num_sequences = 0
@@ -144,19 +129,21 @@ class Scheduler:
         differ only in how large that number is. Running sequences come first, then waiting ones.
         """
         self._end_overdue(now)
-        draft, budget = StepDraft(), self._make_budget()
+        draft, budget = StepDraft(now), self._make_budget()
         self._continue_running(draft, budget)
         if not draft.preempted:
-            self._admit_waiting(draft, budget, now)
+            self._admit_waiting(draft, budget)
         if not draft.chunks and not self._dropped:
             return None
         self.num_tokens_in_step = self.config.max_num_batched_tokens - budget.num_tokens
-        self._write_log(draft, now)
+        self.log.add(
+            draft.record(self._num_steps + 1, self.num_tokens_in_step, len(self.running), len(self.waiting))
+        )
         return self._seal(draft)
 
     def probe(self) -> StepPlan:
         """A plan without work, to see whether every rank answers."""
-        return self._seal(StepDraft())
+        return self._seal(StepDraft(0.0))
 
     def apply(self, result: StepResult, now: float) -> None:
         """Append the sampled tokens of the step in flight, end what has ended, free its blocks."""
@@ -169,6 +156,8 @@ class Scheduler:
         self._samples_in_flight = None
         self.log.finish(result, now)
         self.pacing.observe(result.compute_seconds, self._num_prefill_tokens)
+        for encoded in self._encoding:
+            encoded.encode_seconds += result.encode_seconds
         self._remember_blocks()
         self._outbox.num_generated_tokens += len(result.tokens)
         for sampled in result.tokens:
@@ -271,12 +260,13 @@ class Scheduler:
         sequence.num_computed_tokens = 0
         sequence.num_tokens_at_preemption = sequence.num_tokens
         sequence.num_preemptions += 1
+        sequence.preempted_at = draft.now
         self.num_preemptions += 1
         self._outbox.preemptions[reason] += 1
         self.waiting.put_back(sequence)
         draft.preempted.append(sequence.request_id)
 
-    def _admit_waiting(self, draft: StepDraft, budget: StepBudget, now: float) -> None:
+    def _admit_waiting(self, draft: StepDraft, budget: StepBudget) -> None:
         """Start waiting sequences while the step has tokens and the pool has blocks for whole prompts.
 
         One that does not fit is passed over for smaller ones behind it, but not for ever: after a while, or
@@ -285,10 +275,10 @@ class Scheduler:
         if not len(self.waiting) or budget.num_admissions <= 0:
             draft.full = "sequences" if len(self.waiting) else ""
             return
-        promised, passed = self._num_promised_blocks(), list[Sequence]()
+        promised, passed = self.kv.num_promised_blocks(self.running), list[Sequence]()
         walk = self.waiting.candidates()
         while budget.num_tokens > 0 and budget.num_admissions > 0 and (sequence := next(walk, None)):
-            if self._try_admit(sequence, promised, draft, budget, now):
+            if self._try_admit(sequence, promised, draft, budget):
                 promised += self.kv.num_missing_blocks(sequence, sequence.num_tokens)
                 for one in passed:
                     one.num_overtaken += 1
@@ -305,9 +295,7 @@ class Scheduler:
                 "tokens" if budget.num_tokens <= 0 else "sequences" if budget.num_admissions <= 0 else ""
             )
 
-    def _try_admit(
-        self, sequence: Sequence, promised: int, draft: StepDraft, budget: StepBudget, now: float
-    ) -> bool:
+    def _try_admit(self, sequence: Sequence, promised: int, draft: StepDraft, budget: StepBudget) -> bool:
         """Start a waiting sequence unless step or pool have no room for it; `promised` blocks are taken."""
         pool = self.kv.pool
         if sequence.tried_at == pool.num_freed:
@@ -323,21 +311,12 @@ class Scheduler:
         if self.kv.num_needed_from_free(sequence, prefix) > pool.num_free - promised - reserve:
             sequence.tried_at, sequence.waits_for = pool.num_freed, "blocks"
             return False
-        self._admit(sequence, prefix, draft, now)
+        self._admit(sequence, prefix, draft)
         self._plan_chunk(sequence, num_tokens, draft, budget, prefix)
         budget.num_admissions -= 1
         return True
 
-    def _num_promised_blocks(self) -> int:
-        """Blocks that running prompts will still ask for; promising them twice would only preempt later."""
-        kv = self.kv
-        return sum(
-            kv.num_missing_blocks(sequence, sequence.num_tokens)
-            for sequence in self.running
-            if sequence.num_computed_tokens < sequence.num_tokens
-        )
-
-    def _admit(self, sequence: Sequence, prefix: list[BlockId], draft: StepDraft, now: float) -> None:
+    def _admit(self, sequence: Sequence, prefix: list[BlockId], draft: StepDraft) -> None:
         self.waiting.drop(sequence)
         self.kv.begin_with(sequence, prefix)
         sequence.num_tokens_at_admission = sequence.num_computed_tokens
@@ -350,7 +329,9 @@ class Scheduler:
         insort(self.running, sequence, key=_seniority)
         self._by_seq_id[sequence.seq_id] = sequence
         sequence.status = Status.RUNNING
-        sequence.first_scheduled = sequence.first_scheduled or now
+        sequence.first_scheduled = sequence.first_scheduled or draft.now
+        if sequence.num_preemptions:
+            sequence.preempted_seconds += draft.now - sequence.preempted_at
         draft.added.append(sequence.to_message())
 
     def _plan_chunk(
@@ -366,7 +347,8 @@ class Scheduler:
         A sequence that comes back gets all of its blocks at once, so that nothing can stop it before it
         has made a token.
         """
-        budget.take(sequence, sequence.num_computed_tokens, num_tokens)
+        if budget.take(sequence, sequence.num_computed_tokens, num_tokens):
+            draft.encoding.append(sequence)
         sequence.num_computed_tokens += num_tokens
         needs = sequence.num_tokens if sequence.must_advance else sequence.num_computed_tokens
         new_block_ids = self.kv.try_extend(sequence, needs)
@@ -385,27 +367,12 @@ class Scheduler:
                 self.kv.remember(sequence)
         self._filling.clear()
 
-    def _write_log(self, draft: StepDraft, now: float) -> None:
-        self.log.add(
-            StepRecord(
-                step=self._num_steps + 1,
-                began=now,
-                chunks=draft.chunks,
-                num_tokens=self.num_tokens_in_step,
-                num_prefill_tokens=draft.num_prefill_tokens,
-                num_running=len(self.running),
-                num_waiting=len(self.waiting),
-                preempted=draft.preempted,
-                passed_over=draft.passed_over,
-                full=draft.full,
-            )
-        )
-
     def _seal(self, draft: StepDraft) -> StepPlan:
         assert not self.has_step_in_flight
         self._num_steps += 1
         self._samples_in_flight = draft.num_sampling
         self._num_prefill_tokens = draft.num_prefill_tokens
+        self._encoding = draft.encoding
         dropped, self._dropped = self._dropped, []
         return StepPlan(self._num_steps, draft.chunks, draft.added, dropped)
 
@@ -425,8 +392,7 @@ class Scheduler:
             extend_keys(sequence, self.config.block_size)  # now rather than when the ranks wait for a plan
         self._num_sequences += 1
         self.accounts.enter(sequence)
-        if sequence.deadline:
-            self._watch_deadline(sequence)
+        self._deadlines.watch(sequence)
         self._by_request[sequence.request_id] = sequence
 
     def _append(self, sequence: Sequence, sampled: SampledToken, now: float) -> None:
@@ -444,7 +410,7 @@ class Scheduler:
             output = self._begin_output(sequence, output, now)
         if reason:
             sequence.last_token = now
-            self._finish(sequence, reason, output)
+            self._finish(sequence, reason, msgspec.structs.replace(output, timings=sequence.timings))
         else:
             self._outbox.outputs[sequence.client].append(output)
 
@@ -472,21 +438,13 @@ class Scheduler:
         self._outbox.finished.append(sequence)
         self._has_finished = True
 
-    def _watch_deadline(self, sequence: Sequence) -> None:
-        if len(self._deadlines) > 2 * len(self._by_request) + _SLACK:
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].is_finished]
-            heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (sequence.deadline, sequence.seq_id, sequence))
-
     def _end_overdue(self, now: float) -> None:
         """An answer that is under way ends as if it had reached its length; without one it is an error."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            sequence = heapq.heappop(self._deadlines)[2]
-            if sequence.is_finished:
-                continue
+        for sequence in self._deadlines.take_overdue(now):
             if sequence.first_token:
                 sequence.last_token = now
-                self._finish(sequence, "length", RequestOutput(sequence.request_id, finish_reason="length"))
+                output = RequestOutput(sequence.request_id, finish_reason="length", timings=sequence.timings)
+                self._finish(sequence, "length", output)
             else:
                 after = sequence.deadline - sequence.arrival
                 message = f"the request's timeout of {after:g} s passed before its first token"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from engine.messages import Chunk, MediaItem, NewSequence, SamplingParams
+from engine.messages import Chunk, MediaItem, NewSequence, SamplingParams, Timings
 
 
 class Status(IntEnum):
@@ -61,6 +61,9 @@ class Sequence:
     first_scheduled: float = 0.0  # 0.0: not yet
     first_token: float = 0.0
     last_token: float = 0.0  # set at the end
+    preempted_at: float = 0.0  # when it last lost its blocks
+    preempted_seconds: float = 0.0  # that it waited for its return, altogether
+    encode_seconds: float = 0.0  # of steps that encoded media of its own
     decode_chunk: Chunk = field(init=False)  # the usual chunk of a decoding sequence never changes: made once
 
     def __post_init__(self) -> None:
@@ -82,6 +85,17 @@ class Sequence:
     def must_advance(self) -> bool:
         """It was preempted and has not made a token since: its turn, not another preemption."""
         return len(self.token_ids) <= self.num_tokens_at_preemption
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time went; at the end."""
+        return Timings(
+            queue_seconds=self.first_scheduled - self.arrival,
+            prefill_seconds=self.first_token - self.first_scheduled,
+            decode_seconds=self.last_token - self.first_token,
+            encode_seconds=self.encode_seconds,
+            preempted_seconds=self.preempted_seconds,
+        )
 
     @property
     def is_waiting(self) -> bool:

@@ -51,6 +51,7 @@ class RankMirror:
         self.sequences: dict[int, MirrorSequence] = {}
         self.slots: dict[int, int] = {}  # slot -> the history written there
         self.check_slots = check_slots
+        self.encode_seconds = 0.0  # what every step says it took
         self.step = 0
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -65,7 +66,7 @@ class RankMirror:
             )
         self._hand_out_blocks(plan)
         tokens = [self._compute(chunk) for chunk in plan.chunks]
-        return StepResult(plan.step, [token for token in tokens if token])
+        return StepResult(plan.step, [token for token in tokens if token], encode_seconds=self.encode_seconds)
 
     def next_token(self, sequence: MirrorSequence) -> int:
         return sequence.digest % self.vocab_size

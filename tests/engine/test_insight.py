@@ -10,6 +10,7 @@ import urllib.request
 from prometheus_client import generate_latest
 
 from engine.debug_pages import debug_pages, describe_blocks, describe_steps
+from engine.messages import MediaItem
 from engine.metrics import Metrics
 from engine.metrics_server import MetricsServer
 from tests.engine.builders import CLIENT, make_request, make_scheduler
@@ -81,7 +82,7 @@ def test_metrics_are_served_under_the_reference_names_with_the_model_as_label():
     for number in range(2):
         request = make_request(f"q{number}", prompt=[5, 6, 7, 8, 9, 10, 11, 12], max_tokens=3)
         world.scheduler.add(CLIENT, request, world.now)
-        while plan := world.plan():
+        while plan := world.scheduler.schedule(world.now):
             world.scheduler.apply(world.ranks.run(plan), world.now)
         metrics.observe_outbox(world.scheduler.take_outbox())
     text = generate_latest(metrics.registry).decode()
@@ -102,7 +103,7 @@ def test_metrics_are_served_under_the_reference_names_with_the_model_as_label():
 def test_preemptions_are_counted_by_reason():
     world, metrics = make_scheduler(num_blocks=4, block_size=4), Metrics()
     world.add(prompt=[3] * 6, max_tokens=9), world.add(prompt=[4] * 6, max_tokens=9)
-    while plan := world.plan():
+    while plan := world.scheduler.schedule(world.now):
         world.scheduler.apply(world.ranks.run(plan), world.now)
     metrics.observe_outbox(world.scheduler.take_outbox())
     assert 'octet:preemptions_total{reason="older"} 1.0' in generate_latest(metrics.registry).decode()
@@ -138,3 +139,24 @@ def _get(port: int, path: str) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+def test_last_output_tells_where_the_time_went():
+    world = make_scheduler(max_num_batched_tokens=8)
+    request = world.add(prompt=[3] * 16, max_tokens=4, arrival=98.0)
+    world.run_until_idle()
+    timings = world.last(request).timings
+    assert (timings.queue_seconds, timings.prefill_seconds, timings.decode_seconds) == (3.0, 1.0, 3.0)
+    assert [output.timings for output in world.outputs[request][:-1]] == [None] * 3
+
+
+def test_time_without_blocks_and_in_the_encoder_is_told_apart():
+    world = make_scheduler(num_blocks=4, block_size=4, max_num_batched_tokens=4)
+    world.ranks.encode_seconds = 0.25
+    image = MediaItem("image", "a", (1, 2, 4), 4, 2, "file")
+    old = world.add(prompt=[3] * 6, max_tokens=9)
+    young = world.add(prompt=[4] * 6, max_tokens=9, media=[image])
+    world.run_until_idle()
+    assert world.last(old).timings.preempted_seconds == world.last(old).timings.encode_seconds == 0.0
+    assert world.last(young).timings.preempted_seconds > 0.0
+    assert world.last(young).timings.encode_seconds >= 0.25
