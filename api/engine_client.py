@@ -295,6 +295,7 @@ def _join(outputs: list[RequestOutput]) -> RequestOutput:
         outputs[-1].stop_token_id,
         num_cached_tokens=outputs[0].num_cached_tokens,
         queue_seconds=outputs[0].queue_seconds,
+        timings=outputs[-1].timings,
     )
 
 

@@ -106,6 +106,7 @@ class Generation:
             answer.add(output, deltas.setdefault(choice, Delta()))
             if answer.is_finished:
                 self._num_unfinished -= 1
+                self.stopwatch.ended(output)
                 self._opened.abort(output.request_id)
         return deltas
 

@@ -1,7 +1,8 @@
 """Where the time of one request went, for answers to `"timings": true`.
 
 The phases follow each other without gaps: prepare (the body, the template, media), queue, prefill, decode.
-The engine says how long it waited, in the first output of a sequence; the rest is what this process saw.
+The engine says how long a sequence waited, in its first output, and what only it can know, in its last one;
+the rest is what this process saw.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from engine.messages import RequestOutput
+from engine.messages import Timings as EngineTimings
 
 
 class Timings(msgspec.Struct):
@@ -23,6 +25,8 @@ class Timings(msgspec.Struct):
     prefill_ms: float  # until the first token
     decode_ms: float  # until the last token
     total_ms: float
+    encode_ms: float | None  # of prefill, in the vision tower; None when a stop string ended the answer
+    preempted_ms: float | None  # of prefill or decode, waiting for KV blocks again; None as above
 
 
 class Stopwatch:
@@ -35,6 +39,7 @@ class Stopwatch:
         self._scheduled = 0.0  # 0.0: not yet, as below
         self._first_output = 0.0
         self._last_output = 0.0
+        self._engine: list[EngineTimings] = []  # of each sequence that the engine ended
 
     def sent(self) -> None:
         """Everything was given to the engine."""
@@ -46,6 +51,11 @@ class Stopwatch:
         if outputs and not self._first_output:
             self._first_output = self._last_output
             self._scheduled = self._arrival + min(output.queue_seconds for output in outputs)
+
+    def ended(self, output: RequestOutput) -> None:
+        """A choice has ended with this output."""
+        if output.timings is not None:
+            self._engine.append(output.timings)
 
     def read(self) -> Timings:
         """Once everything has ended."""
@@ -59,7 +69,13 @@ class Stopwatch:
             prefill_ms=_milliseconds(first - scheduled),
             decode_ms=_milliseconds(last - first),
             total_ms=_milliseconds(last - self._arrival),
+            encode_ms=self._longest("encode_seconds"),
+            preempted_ms=self._longest("preempted_seconds"),
         )
+
+    def _longest(self, name: str) -> float | None:
+        """Choices share their pictures and wait at the same time, so theirs are not added up."""
+        return max((_milliseconds(getattr(one, name)) for one in self._engine), default=None)
 
 
 def _milliseconds(seconds: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.messages import AddRequest, RequestOutput
+from engine.messages import AddRequest, RequestOutput, Timings
 from tests.api.builders import running_api
 from tests.api.fakes import say
 
@@ -103,10 +103,30 @@ async def test_timings_add_up_to_the_whole(route: str) -> None:
     async with running_api(said_late(0.0)) as api:
         _, body, _ = await api.post(route, {**BASES[route], "timings": True, "max_tokens": 3})
     timings = body["timings"]
-    assert set(timings) == {*PHASES, "media_ms", "total_ms"}
-    assert all(value >= 0 for value in timings.values()), timings
+    assert set(timings) == {*PHASES, "media_ms", "total_ms", "encode_ms", "preempted_ms"}
+    assert all(timings[phase] >= 0 for phase in PHASES), timings
     assert timings["total_ms"] > 0
     assert sum(timings[phase] for phase in PHASES) == pytest.approx(timings["total_ms"], abs=0.01)
+
+
+async def test_what_only_the_engine_knows_comes_from_its_last_output() -> None:
+    def script(request: AddRequest) -> Iterator[RequestOutput]:
+        yield RequestOutput(request.request_id, [111])
+        known = Timings(0.0, 0.5, 0.25, encode_seconds=0.125, preempted_seconds=0.0625)
+        yield RequestOutput(request.request_id, [107], finish_reason="length", timings=known)
+
+    async with running_api(script) as api:
+        _, body, _ = await api.chat(timings=True, max_tokens=2, n=2)
+    assert (body["timings"]["encode_ms"], body["timings"]["preempted_ms"]) == (125.0, 62.5)
+
+
+async def test_it_says_nothing_of_an_answer_that_a_stop_string_ended() -> None:
+    async with running_api() as api:
+        asked = asyncio.create_task(api.chat(timings=True, stop="o"))
+        request = await api.engine.next_request()
+        await api.engine.send(request.request_id, [111])
+        _, body, _ = await asked
+    assert (body["timings"]["encode_ms"], body["timings"]["preempted_ms"]) == (None, None)
 
 
 async def test_time_in_the_queue_is_the_engines() -> None:

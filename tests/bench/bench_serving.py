@@ -239,8 +239,6 @@ def main() -> None:
     options = {name: getattr(arguments, name.removeprefix("num_"), None) for name in asdict(Shape())}
     shape = Shape(**{name: value for name, value in options.items() if value is not None})
     flags = arguments.server_flags
-    base, answers = run(arguments, shape, flags)
-    show("everything on", base)
     results: dict[str, Any] = {
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
         "commit": commit(),
@@ -250,9 +248,12 @@ def main() -> None:
         "clients": arguments.clients,
         "seed": arguments.seed,
         "flags": flags,
-        "runs": {"everything on": base},
+        "runs": {},
         "ratios": {},
     }
+    base, answers = run(arguments, shape, flags)
+    show("everything on", base)
+    results["runs"]["everything on"] = base
     differing = []
     variants = [(name, shape, [*flags, *OFF[name]]) for name in arguments.off]
     if shape.flood:
