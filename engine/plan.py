@@ -5,6 +5,7 @@
       - weights              plan_weights.py
       - a step's buffers     plan_activations.py
       - vision peak          plan_activations.py
+      - image cache          as much as --image-cache says; none for text models
       = room for KV blocks
 
 The server sizes its KV cache with this and refuses with it; `./run.sh plan` prints it for machines that are
@@ -47,6 +48,7 @@ class Plan:
     weights: dict[str, int]  # by component
     step: int
     vision: int
+    image_cache: int
     block_bytes: int  # of one KV block
     given_kv: int  # what --kv-cache-memory asks for; 0: chosen here
 
@@ -57,7 +59,7 @@ class Plan:
     @property
     def room(self) -> int:
         """What weights and buffers leave for KV blocks; negative when they do not fit themselves."""
-        return self.usable - self.process - self.weight_total - self.step - self.vision
+        return self.usable - self.process - self.weight_total - self.step - self.vision - self.image_cache
 
     @property
     def max_blocks(self) -> int:
@@ -124,6 +126,7 @@ def make_plan(config: ServerConfig, model: ModelConfig, machine: Machine) -> Pla
         weights=weight_bytes(model, world, config.quantization, dtype),
         step=step_bytes(model, world, step_tokens, samples, dtype),
         vision=vision_bytes(model, patches, dtype),
+        image_cache=config.image_cache if model.vision is not None else 0,
         block_bytes=kv_bytes_per_token(model, world, dtype) * config.block_size,
         given_kv=config.kv_cache_memory // world,
     )

@@ -50,6 +50,7 @@ def as_json(plan: Plan, others: Iterable[Plan] = ()) -> dict[str, Any]:
             "weights_by_component": plan.weights,
             "step": plan.step,
             "vision": plan.vision,
+            "image_cache": plan.image_cache,
             "kv_cache": plan.num_blocks * plan.block_bytes,
             "room_for_kv_cache": plan.room,
         },
@@ -90,8 +91,13 @@ def _heading(plan: Plan) -> str:
 
 
 def _buffers(plan: Plan) -> list[tuple[str, int]]:
-    parts = [("process", plan.process), ("buffers of a step", plan.step), ("vision peak", plan.vision)]
-    parts.append(("KV cache", plan.num_blocks * plan.block_bytes))
+    parts = [
+        ("process", plan.process),
+        ("buffers of a step", plan.step),
+        ("vision peak", plan.vision),
+        ("image cache", plan.image_cache),
+        ("KV cache", plan.num_blocks * plan.block_bytes),
+    ]
     return [(name, count) for name, count in parts if count or name == "KV cache"]
 
 

@@ -131,6 +131,12 @@ def test_what_does_not_fit_names_what_would():
     assert "does not fit: a rank lacks" in text and "--quant wint8 --tp 8" in text
 
 
+def test_image_cache_takes_its_room_from_the_kv_cache_of_models_that_see():
+    for preset, expected in ((VL_28B, GIB), (TEXT_21B, 0)):
+        without, with_cache = (plan_of(preset, "h200", image_cache=size) for size in (0, GIB))
+        assert without.room - with_cache.room == expected, preset
+
+
 def test_ranks_on_one_host_share_its_memory():
     one, four = (plan_of(TEXT_21B, "cpu-64g", world, quantization="wint4") for world in (1, 4))
     assert four.usable == one.usable // 4
