@@ -53,6 +53,8 @@ class StepBudget:
         self.num_tokens -= num_tokens
         if num_tokens > 1:
             self.num_prefill_tokens -= num_tokens
+        if not sequence.media:
+            return False
         end = begin + num_tokens
         cost = sum(_encoder_tokens(sequence, item, begin, end) for item in sequence.media)
         self.num_encoder_tokens -= cost

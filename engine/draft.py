@@ -19,7 +19,7 @@ class StepDraft:
     num_prefill_tokens: int = 0  # in chunks of more than one token
     preempted: list[str] = field(default_factory=list)  # request ids
     passed_over: list[tuple[str, str]] = field(default_factory=list)  # request ids and why they wait
-    full: str = ""  # what there is no more of: "tokens" or "sequences"
+    full: str = ""  # what there is no more of: "tokens", "sequences" or "blocks"
 
     def record(self, step: int, num_tokens: int, num_running: int, num_waiting: int) -> StepRecord:
         return StepRecord(

@@ -79,6 +79,7 @@ class Scheduler:
         self._headroom = num_blocks // 100  # blocks left to the running when another is admitted
         self._num_sequences = 0
         self._num_steps = 0
+        self._stuck_at: tuple[int, ...] = ()  # `_queue_state` when nobody who was tried had blocks
         self._has_finished = False  # someone in `running` is
         self._samples_in_flight: int | None = None  # None: no step in flight
 
@@ -275,6 +276,9 @@ class Scheduler:
         if not len(self.waiting) or budget.num_admissions <= 0:
             draft.full = "sequences" if len(self.waiting) else ""
             return
+        if self._stuck_at == (stuck := self._queue_state()):
+            draft.full = "blocks"  # nobody fitted, and neither pool nor queue has changed since
+            return
         promised, passed = self.kv.num_promised_blocks(self.running), list[Sequence]()
         walk = self.waiting.candidates()
         while budget.num_tokens > 0 and budget.num_admissions > 0 and (sequence := next(walk, None)):
@@ -294,6 +298,12 @@ class Scheduler:
             draft.full = (
                 "tokens" if budget.num_tokens <= 0 else "sequences" if budget.num_admissions <= 0 else ""
             )
+        if passed and all(one.tried_at == self.kv.pool.num_freed for one in passed) and not draft.added:
+            self._stuck_at = stuck
+
+    def _queue_state(self) -> tuple[int, int, int, int]:
+        """Changes with whatever may let somebody in."""
+        return self.kv.pool.num_freed, len(self.waiting), self._num_sequences, self.num_preemptions
 
     def _try_admit(self, sequence: Sequence, promised: int, draft: StepDraft, budget: StepBudget) -> bool:
         """Start a waiting sequence unless step or pool have no room for it; `promised` blocks are taken."""

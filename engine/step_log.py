@@ -27,7 +27,7 @@ class StepRecord:
     num_waiting: int
     preempted: list[str]  # request ids
     passed_over: list[tuple[str, str]]  # request ids and why they wait
-    full: str  # what the step or the server had no more of: "tokens", "sequences" or nothing
+    full: str  # what there was no more of: "tokens", "sequences", "blocks" or nothing
     seconds: float = 0.0  # planned to applied; 0.0: not yet
     compute_seconds: float = 0.0
     encode_seconds: float = 0.0
