@@ -37,6 +37,7 @@ import asyncio
 import contextlib
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
@@ -164,13 +165,17 @@ def show(name: str, summary: dict[str, Any]) -> None:
         cells = " ".join(f"{summary[f'{kind}_p{share}']:9.1f}" for share in (50, 95, 99))
         print(f"  {kind + ' ms':11} {cells}")
     print(
-        f"  cached {summary['cached_share']:.0%} of prompt tokens, reused {summary['reused_share']:.0%} of "
-        f"patches, fairness {summary['fairness']:.3f}"
+        f"  cached {summary['cached_share']:.0%} of prompt tokens, "
+        f"reused {percent(summary['reused_share'])} of patches, fairness {summary['fairness']:.3f}"
     )
     means = [
         f"{phase} {summary[f'mean_{phase}_ms']:.0f}" for phase in ("prepare", "queue", "prefill", "decode")
     ]
     print(f"  mean ms: {', '.join(means)}", flush=True)
+
+
+def percent(share: float) -> str:
+    return "an unknown part" if math.isnan(share) else f"{share:.0%}"
 
 
 def report_ratios(name: str, base: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
@@ -199,8 +204,15 @@ def keep(results: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     moment = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     path = RESULTS / f"serving-{moment}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(without_nan(results), indent=1) + "\n")
     return path
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN; what could not be measured is null."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -252,8 +264,9 @@ def main() -> None:
         "ratios": {},
     }
     base, answers = run(arguments, shape, flags)
-    show("everything on", base)
-    results["runs"]["everything on"] = base
+    whole = "that server" if arguments.address else "everything on"
+    show(whole, base)
+    results["runs"][whole] = base
     differing = []
     variants = [(name, shape, [*flags, *OFF[name]]) for name in arguments.off]
     if shape.flood:
