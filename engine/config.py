@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-Quantization = Literal["bfloat16", "wint8", "wint4"]
+Quantization = Literal["auto", "bfloat16", "wint8", "wint4"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 
@@ -28,7 +28,7 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     weight_cache: str = ""  # folder of final shards; "" until settled, "off" for none
     weight_cache_size: int = 0  # bytes of all entries; 0: what the disk has room for
     load_threads: int = 0  # per rank; 0: its share of the cores, at least two
-    quantization: Quantization = "bfloat16"
+    quantization: Quantization = "auto"  # until settled: the checkpoint's own, else bfloat16
     tokenizer: str = ""  # folder; the model's own if empty
     chat_template: str = ""  # file; the checkpoint's own if empty
 

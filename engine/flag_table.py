@@ -58,7 +58,7 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
              "replace keys of config.json, as in '{\"num_hidden_layers\": 8}'", "none"),
         Flag(("--quantization", "--quant"), "quantization", values.quantization, "FORMAT",
              "format of the big weights: wint4 (routed experts int4, the rest int8), wint8, or bfloat16 "
-             "(also bf16, none) for unquantised"),
+             "(also bf16, none) for unquantised", "the checkpoint's own, else bfloat16"),
         Flag(("--weight-cache",), "weight_cache", values.text, "FOLDER",
              "keeps the final weights of every rank, so that the next start maps them; off for none",
              "$OCTET_CACHE/weights, for models of at least 256 MiB that are read from files"),

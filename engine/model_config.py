@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from engine.config import Quantization
 from engine.errors import ConfigError
 
 
@@ -162,6 +163,55 @@ def check_tensor_parallel(config: ModelConfig, world_size: int) -> None:
             f"--tensor-parallel-size {world_size} does not divide {', '.join(misfits)}; "
             f"sizes that do: {fitting}"
         )
+
+
+def effective_quantization(model: ModelConfig, asked: Quantization) -> Quantization:
+    """The format of the big weights: the checkpoint's own if it has one, else what was asked, else bfloat16.
+
+    Raises ConfigError when both speak and differ, or when the checkpoint's is none that can be read.
+    """
+    stored = _stored_quantization(model.quantization_config)
+    if stored is None:
+        return "bfloat16" if asked == "auto" else asked
+    if asked not in ("auto", stored):
+        raise ConfigError(
+            f"--quantization {asked} contradicts the checkpoint, which is quantised as {stored}; leave the "
+            "flag out, or use the bf16 checkpoint"
+        )
+    return stored
+
+
+def _stored_quantization(raw: dict[str, Any] | None) -> Literal["wint8", "wint4"] | None:
+    """What quantization_config says, in the words of --quantization. Specification 8.4."""
+    if not raw:
+        return None
+    name = raw.get("quantization") or raw.get("quant_method")
+    types = {"all": name}
+    if name == "mix_quant":
+        moe = raw.get("moe_quant_type")
+        types = {
+            "dense": raw.get("dense_quant_type"),
+            "moe": moe,
+            "image": raw.get("image_moe_quant_type") or moe,
+        }
+    if not set(types.values()) <= {"wint8", "wint4"} or (name == "mix_quant" and types["dense"] != "wint8"):
+        found = ", ".join(sorted({str(kind) for kind in types.values()}))
+        raise ConfigError(
+            f"quantization_config has {found}; Octet reads "
+            "wint8, wint4 and their mix (dense_quant_type wint8). Use the bf16 checkpoint with --quantization"
+        )
+    if types.get("moe") != types.get("image"):
+        raise ConfigError(
+            "quantization_config quantises text and vision experts differently; use the bf16 checkpoint"
+        )
+    if raw.get("has_zero_point") or raw.get("is_channel_wise") is False:
+        raise ConfigError("quantization_config is not symmetric per channel; use the bf16 checkpoint")
+    if raw.get("is_permuted") is not False:
+        raise ConfigError(
+            "this checkpoint's weights are permuted for one GPU's kernels (quantization_config does not say "
+            "is_permuted: false); use the bf16 checkpoint with --quantization wint8 or wint4"
+        )
+    return "wint4" if "wint4" in types.values() else "wint8"
 
 
 def _merge_ids(ids: tuple[int, ...], more: Any, file: Path) -> tuple[int, ...]:

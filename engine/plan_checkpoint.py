@@ -63,8 +63,9 @@ def _header(file: Path) -> dict[str, Any]:
 
 def _count_shared_experts(model: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> int:
     """From the width of the fused shared MLP: the side of its down_proj that is not the hidden size."""
-    shape = next((s for name, s in shapes.items() if ".shared_experts.down_proj." in name), None)
-    if shape is None or not model.num_experts or len(shape) != 2:
+    down = (s for name, s in shapes.items() if ".shared_experts.down_proj." in name and len(s) == 2)
+    shape = next(down, None)
+    if shape is None or not model.num_experts:
         return 0
     is_paddle = any(".qkv_proj." in name for name in shapes)
     return (shape[0] if is_paddle else shape[1]) // model.moe_intermediate_sizes[0]

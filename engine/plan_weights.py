@@ -98,7 +98,7 @@ def _linear_bytes(
 ) -> tuple[int, int]:
     """(data, scales) of all its matrices; the rule is that of workers/quant.py."""
     rows, elements = linear.copies * linear.outputs, linear.copies * linear.outputs * linear.inputs
-    if quantization == "bfloat16":
+    if quantization in ("auto", "bfloat16"):
         return elements * size, 0
     if quantization == "wint8" or (has_experts and not linear.is_routed):
         return elements, rows * _SCALE_BYTES

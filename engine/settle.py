@@ -11,7 +11,7 @@ import msgspec
 
 from engine.config import ServerConfig
 from engine.errors import ConfigError
-from engine.model_config import ModelConfig, check_tensor_parallel
+from engine.model_config import ModelConfig, check_tensor_parallel, effective_quantization
 from engine.model_source import EMBEDDED_NAME
 
 _DEFAULT_STEP_TOKENS = 2048
@@ -27,6 +27,7 @@ def settle(config: ServerConfig, model: ModelConfig, folder: Path) -> tuple[Serv
     step_tokens, notes = _settle_step(config, max_model_len)
     settled = msgspec.structs.replace(
         config,
+        quantization=effective_quantization(model, config.quantization),
         model=str(folder),
         display_name=config.served_model_name or _name_of(config.model, folder),
         max_model_len=max_model_len,

@@ -14,9 +14,13 @@ import msgspec
 import numpy as np
 
 from engine.errors import ConfigError
-from engine.model_config import ModelConfig, read_json_object
+from engine.model_config import ModelConfig, effective_quantization, read_json_object
 from workers.checkpoint_file import CheckpointFile, StoredTensor
 from workers.checkpoint_inventory import (
+    EXPERTS,
+    PLAIN,
+    QUANTISED,
+    SCALE,
     LogicalTensor,
     Role,
     Scheme,
@@ -24,8 +28,10 @@ from workers.checkpoint_inventory import (
     is_ignorable,
     model_tensors,
     plain_name,
+    quantised_name,
     scheme_of,
 )
+from workers.device.bfloat16 import float32_from_bits
 from workers.shards import Part
 
 log = logging.getLogger(__name__)
@@ -50,6 +56,7 @@ class Checkpoint:
         self._files: dict[str, tuple[CheckpointFile, str]] = {}  # plain name -> file, name in it
         self._open_files()
         self.scheme = self._find_scheme()
+        self._quantization = effective_quantization(model, "auto") if model.quantization_config else None
         self._drop_ignorable(model, is_cut)
         self.model = self._decide_open_questions(model)
         self._check_inventory()
@@ -69,8 +76,34 @@ class Checkpoint:
             start += len(rows)
         return out
 
+    def packed(self, tensor: LogicalTensor) -> int:
+        """How many of the tensor's integers share a byte, 1 or 2; 0 when it is not stored quantised."""
+        if not tensor.is_linear or not self._is_quantised(next(iter(tensor.stored(self.scheme)))):
+            return 0
+        has_experts, is_expert = bool(self.model.num_experts), tensor.role in EXPERTS
+        return 2 if self._quantization == "wint4" and (is_expert or not has_experts) else 1
+
+    def read_quantised(self, tensor: LogicalTensor, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        """The part's integers, uint8 [N, K / packed], and the scales of its rows, fp32 [N].
+
+        Two integers of a byte are neighbours along the inputs, the low half first, as in cuda_ops.Weight.
+        """
+        assert part.columns is not None
+        packed = self.packed(tensor)
+        columns = range(part.columns.start // packed, part.columns.stop // packed)
+        integers, start = np.empty((part.num_rows, len(columns)), np.uint8), 0
+        for rows in part.rows:
+            target = integers[start : start + len(rows)]
+            self._read_rows(tensor, rows, columns, target.view(self._integer_type(tensor)), QUANTISED)
+            start += len(rows)
+        names = [quantised_name(name, SCALE) for name in tensor.stored(self.scheme)]
+        scales = np.concatenate([self._read_vector(name) for name in names])
+        return integers, np.concatenate([scales[rows.start : rows.stop] for rows in part.rows])
+
     def num_bytes(self, tensor: LogicalTensor, part: Part) -> int:
         """Bytes that reading the part takes from disk; 0 for an optional tensor that is absent."""
+        if packed := self.packed(tensor):
+            return part.num_elements // packed
         if not self.has(tensor):
             return 0
         first = self._stored(next(iter(tensor.stored(self.scheme))))
@@ -82,18 +115,27 @@ class Checkpoint:
 
     # reading ------------------------------------------------------------------------------------------
 
-    def _read_rows(self, tensor: LogicalTensor, rows: range, columns: range | None, out: np.ndarray) -> None:
+    def _read_rows(
+        self,
+        tensor: LogicalTensor,
+        rows: range,
+        columns: range | None,
+        out: np.ndarray,
+        kind: str = PLAIN,
+    ) -> None:
         """out = tensor[rows, columns] of the logical tensor, straight from the mapped file."""
         if tensor.is_linear and self.scheme == "A":
-            file, stored_name = self._files[tensor.name]
+            file, stored_name = self._files[quantised_name(tensor.name, kind)]
             file.copy_transposed(stored_name, _slice(columns), _slice(rows), out)
         elif tensor.is_linear and tensor.parts:
-            self._read_separate(tensor, rows, columns, out)
+            self._read_separate(tensor, rows, columns, out, kind)
+        elif tensor.is_linear:
+            self._copy(quantised_name(tensor.name, kind), _slice(rows), columns, out)
         else:
             self._copy(tensor.name, _slice(rows), columns, out)
 
     def _read_separate(
-        self, tensor: LogicalTensor, rows: range, columns: range | None, out: np.ndarray
+        self, tensor: LogicalTensor, rows: range, columns: range | None, out: np.ndarray, kind: str
     ) -> None:
         """Rows of the fused tensor from scheme B's separate ones; a range may span several."""
         start = 0
@@ -101,7 +143,7 @@ class Checkpoint:
             first, last = max(rows.start, start), min(rows.stop, start + count)
             if first < last:
                 target = out[first - rows.start : last - rows.start]
-                self._copy(name, slice(first - start, last - start), columns, target)
+                self._copy(quantised_name(name, kind), slice(first - start, last - start), columns, target)
             start += count
 
     def _copy(self, name: str, rows: slice, columns: range | None, out: np.ndarray) -> None:
@@ -115,6 +157,22 @@ class Checkpoint:
         if len(types) > 1:
             raise ConfigError(f"the parts of {tensor.name} are stored in different types")
         return types.pop()
+
+    def _integer_type(self, tensor: LogicalTensor) -> np.dtype:
+        """int8 or uint8, as the first stored part declares its bytes; the bits are what counts."""
+        file, stored_name = self._files[quantised_name(next(iter(tensor.stored(self.scheme))), QUANTISED)]
+        return file.numpy_type(stored_name)
+
+    def _read_vector(self, name: str) -> np.ndarray:
+        """A [N] or [1, N] tensor as fp32 [N]."""
+        file, stored_name = self._files[name]
+        values = np.empty(file.tensors[stored_name].shape, file.numpy_type(stored_name))
+        file.copy(stored_name, slice(None), None, values)
+        wide = float32_from_bits(values) if values.dtype == np.uint16 else values
+        return wide.reshape(-1)
+
+    def _is_quantised(self, name: str) -> bool:
+        return self._quantization is not None and quantised_name(name, QUANTISED) in self._files
 
     def _read_router(self, tensor: LogicalTensor) -> np.ndarray:
         """[hidden, experts] as published, or [experts, hidden] as transformers' text models keep it."""
@@ -192,7 +250,8 @@ class Checkpoint:
 
     def _count_shared_experts(self, model: ModelConfig) -> int:
         """From the width of the fused shared MLP; 0 if there is none."""
-        name = next((n for n in self._files if ".shared_experts.down_proj." in n), None)
+        found = (n for n in self._files if ".shared_experts.down_proj." in n and not n.endswith(SCALE))
+        name = next(found, None)
         if name is None or not model.num_experts:
             return 0
         rows, columns = self._stored(name).shape
@@ -208,8 +267,12 @@ class Checkpoint:
     def _check_inventory(self) -> None:
         expected: dict[str, tuple[tuple[int, ...], Role]] = {}
         for tensor in model_tensors(self.model):
+            packed = self.packed(tensor)
             for name, shape in tensor.stored(self.scheme).items():
-                expected[name] = shape, tensor.role
+                if packed:
+                    expected |= self._quantised_shapes(name, shape, tensor.role, packed)
+                else:
+                    expected[name] = shape, tensor.role
         optional = {name for name, (_, role) in expected.items() if role is Role.CORRECTION}
         if missing := [name for name in expected if name not in self._files and name not in optional]:
             raise ConfigError(f"{self.folder} lacks {_some(missing)}")
@@ -222,14 +285,38 @@ class Checkpoint:
             if name in self._files:
                 self._check_shape(name, shape, role)
 
+    def _quantised_shapes(
+        self, name: str, shape: tuple[int, ...], role: Role, packed: int
+    ) -> dict[str, tuple[tuple[int, ...], Role]]:
+        """What stands for a quantised linear: integers, packed along the inputs, and a scale per output."""
+        is_paddle = self.scheme == "A"
+        inputs, outputs = shape if is_paddle else shape[::-1]
+        stored = (inputs // packed, outputs) if is_paddle else (outputs, inputs // packed)
+        return {
+            quantised_name(name, QUANTISED): (stored, role),
+            quantised_name(name, SCALE): ((outputs,), role),
+        }
+
     def _check_shape(self, name: str, expected: tuple[int, ...], role: Role) -> None:
         stored = self._stored(name).shape
         if stored == expected or (role is Role.ROUTER and stored == expected[::-1]):
+            self._check_type(name)
+            return
+        if name.endswith(SCALE) and stored == (1, *expected):
             return
         raise ConfigError(
             f"{name} has the shape {list(stored)}, but config.json asks for {list(expected)} "
             f"in the -{'Paddle' if self.scheme == 'A' else 'PT'} layout"
         )
+
+    def _check_type(self, name: str) -> None:
+        """Bytes are quantised weights and nothing else is."""
+        dtype = self._stored(name).dtype
+        if (dtype in ("I8", "U8")) != name.endswith(QUANTISED):
+            raise ConfigError(
+                f"{name} is stored as {dtype}; Octet reads BF16 and F32, bytes only as {QUANTISED} under a "
+                "quantization_config"
+            )
 
     def _check_raw_bits(self) -> None:
         """bf16 stored under the name U16 cannot be told from integers by its type, only by its values."""

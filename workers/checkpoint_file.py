@@ -18,8 +18,9 @@ import numpy as np
 
 from engine.errors import ConfigError
 
-# bf16 is handled as its bits. Some exports declare bf16 as U16: the bits are the same.
-_NUMPY_TYPES = {"BF16": np.uint16, "U16": np.uint16, "F32": np.float32}
+# bf16 is handled as its bits. Some exports declare bf16 as U16: the bits are the same. Bytes are what weights
+# that are quantised already are kept in.
+_NUMPY_TYPES = {"BF16": np.uint16, "U16": np.uint16, "F32": np.float32, "I8": np.int8, "U8": np.uint8}
 _MAX_HEADER_BYTES = 100 << 20
 _ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 32, 512  # of a transpose; measured: 1.35 GB/s, 0.5 without blocks
 
@@ -27,7 +28,7 @@ _ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 32, 512  # of a transpose; measured: 1.35 GB/s
 class StoredTensor(NamedTuple):
     """Where a tensor lies: the type its file declares, its shape as stored, bytes from the start."""
 
-    dtype: str  # "BF16", "U16" or "F32"
+    dtype: str  # "BF16", "U16", "F32", or "I8" or "U8" for quantised weights
     shape: tuple[int, ...]
     start: int
 

@@ -167,6 +167,16 @@ def _vision_norm(root: str, width: int) -> Iterator[LogicalTensor]:
     yield LogicalTensor(f"{root}.bias", Role.VISION, (width,))
 
 
+# quantised weights: the linear's `weight` is replaced by two tensors (specification section 8.4)
+PLAIN, QUANTISED, SCALE = "weight", "quant_weight", "weight_scale"
+EXPERTS = frozenset({Role.EXPERT_UP, Role.EXPERT_DOWN})
+
+
+def quantised_name(name: str, kind: str) -> str:
+    """`x.weight` under another last part."""
+    return name.removesuffix(PLAIN) + kind
+
+
 # names on disk ------------------------------------------------------------------------------------
 
 _PREFIX = re.compile(r"^(ernie|model)\.")

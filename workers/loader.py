@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import numpy as np
 
 from cuda_ops import Weight
 from engine.config import ServerConfig
-from engine.model_config import ModelConfig
+from engine.model_config import ModelConfig, effective_quantization
 from workers.checkpoint import Checkpoint
 from workers.checkpoint_inventory import LogicalTensor, model_tensors
 from workers.device.base import Device, DtypeName, Tensor
@@ -36,7 +37,7 @@ from workers.model.weights import (
     VisionWeights,
 )
 from workers.parallel import Share, share_of
-from workers.quant import Format, activation_dtype, format_of, refuse_offline_quantisation
+from workers.quant import Format, activation_dtype, format_of
 from workers.shards import Part, part_of
 from workers.weight_cache import WeightCache
 from workers.weight_cache_key import cache_key
@@ -59,7 +60,7 @@ def load_weights(
     Raises ConfigError when the checkpoint does not hold exactly what `model` asks for, or when the ranks or
     groups do not divide it.
     """
-    refuse_offline_quantisation(model)
+    config = msgspec.structs.replace(config, quantization=effective_quantization(model, config.quantization))
     share = share_of(model, rank, world)
     folder = config.weight_cache
     if folder in ("", "off"):

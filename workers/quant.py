@@ -7,7 +7,7 @@
 
 In a dense model wint4 means int4 for all decoder linears. A group is 64 inputs, or 32 where a rank's
 width is no multiple of 64. T is the activation dtype. The arithmetic is in cuda_ops (quantize_int8,
-quantize_int4).
+quantize_int4). Weights that a checkpoint holds quantised already get the same formats.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from typing import Literal
 from engine.config import Quantization, ServerConfig
 from engine.errors import ConfigError
 from engine.model_config import ModelConfig
-from workers.checkpoint_inventory import Role
+from workers.checkpoint_inventory import EXPERTS, Role
 
 Kind = Literal["float32", "bfloat16", "int8", "int4"]
 
-_EXPERTS = frozenset({Role.EXPERT_UP, Role.EXPERT_DOWN})
-_DECODER_LINEARS = _EXPERTS | {
+_DECODER_LINEARS = EXPERTS | {
     Role.QKV,
     Role.ATTENTION_OUT,
     Role.DENSE_UP,
@@ -54,9 +53,9 @@ def format_of(
 
     Raises ConfigError when no int4 group divides the inputs.
     """
-    if quantization == "bfloat16" or role not in _DECODER_LINEARS:
+    if quantization in ("auto", "bfloat16") or role not in _DECODER_LINEARS:
         return Format(dtype)
-    if quantization == "wint8" or (moe and role not in _EXPERTS):
+    if quantization == "wint8" or (moe and role not in EXPERTS):
         return Format("int8")
     for group in _GROUPS:
         if in_features % group == 0:
@@ -65,12 +64,3 @@ def format_of(
         f"--quantization wint4 needs a multiple of {_GROUPS[-1]} inputs per rank, but the {role.value} has "
         f"{in_features}; use wint8 or a smaller --tensor-parallel-size"
     )
-
-
-def refuse_offline_quantisation(model: ModelConfig) -> None:
-    """Raise ConfigError for a checkpoint whose weights are already quantised."""
-    if model.quantization_config:
-        raise ConfigError(
-            "this checkpoint has a quantization_config: offline-quantised checkpoints are not supported yet; "
-            "use the bf16 checkpoint with --quantization wint8 or wint4"
-        )

@@ -52,6 +52,9 @@ class CheckpointSource:
         return self._checkpoint.num_bytes(tensor, part)
 
     def fill(self, tensor: LogicalTensor, part: Part, weight: Weight) -> None:
+        if self._checkpoint.packed(tensor):
+            self._fill_quantised(tensor, part, weight)
+            return
         values = self._checkpoint.read(tensor, part)
         if weight.kind in ("float32", "bfloat16"):
             write(self._device, weight.data, values, weight.kind)
@@ -62,6 +65,15 @@ class CheckpointSource:
             cuda_ops.quantize_int8(matrix, weight.data, weight.scales)
         else:
             cuda_ops.quantize_int4(matrix, weight.group, weight.data, weight.scales)
+
+    def _fill_quantised(self, tensor: LogicalTensor, part: Part, weight: Weight) -> None:
+        """Integers as they are stored; a scale per output stands for each of its groups."""
+        integers, scales = self._checkpoint.read_quantised(tensor, part)
+        assert weight.scales is not None
+        self._device.write(weight.data, integers.view(np.int8) if weight.kind == "int8" else integers)
+        num_groups = part.shape[1] // weight.group if weight.kind == "int4" else 1
+        repeated = np.repeat(scales, num_groups).reshape(tuple(weight.scales.shape))
+        self._device.write(weight.scales, repeated)
 
     def values(self, tensor: LogicalTensor, part: Part) -> np.ndarray:
         if tensor.role is Role.CORRECTION and not (

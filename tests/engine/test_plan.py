@@ -123,7 +123,11 @@ def test_424b_on_eight_gpus_fits_as_the_guide_says(device: str, fitting: set[str
 
 def test_what_does_not_fit_names_what_would():
     config = ServerConfig(
-        model=VL_424B, tensor_parallel_size=8, max_model_len=32768, max_num_batched_tokens=2048
+        model=VL_424B,
+        quantization="bfloat16",
+        tensor_parallel_size=8,
+        max_model_len=32768,
+        max_num_batched_tokens=2048,
     )
     others = list(alternatives(config, model_of(VL_424B), named_machine("a100-80g")))
     assert [(plan.world, plan.quantization) for plan in others[:2]] == [(8, "wint8"), (8, "wint4")]

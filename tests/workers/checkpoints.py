@@ -78,7 +78,7 @@ def read_tensors(file: Path) -> Tensors:
 def write_tensors(file: Path, tensors: Tensors, bits_as: str = "bfloat16") -> None:
     """uint16 arrays are declared as `bits_as`."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    names = {"float32": "float32", "uint16": bits_as, "float16": "float16"}
+    names = {kind: kind for kind in ("float32", "float16", "int8", "uint8")} | {"uint16": bits_as}
     specs = {
         name: TensorSpec(
             dtype=names[array.dtype.name],

@@ -86,15 +86,3 @@ def test_loaded_weights_have_the_formats_of_the_table(tmp_path: Path, mode: str,
     assert {w.kind for w in plain} == {"bfloat16"}
     assert str(moe.router.dtype).endswith("float32")
     assert all(array.size for array in arrays_of(weights).values())
-
-
-def test_offline_quantised_checkpoint_is_refused(tmp_path: Path):
-    folder = write_checkpoint(tmp_path, make_model())
-    config = (
-        (folder / "config.json")
-        .read_text()
-        .replace("{", '{"quantization_config": {"quantization": "wint4"},', 1)
-    )
-    (folder / "config.json").write_text(config)
-    with pytest.raises(ConfigError, match="offline-quantised checkpoints are not supported yet"):
-        load(folder)

@@ -109,7 +109,7 @@ def test_progress_of_a_mapped_start_reaches_its_total(checkpoint: Path, tmp_path
 
 
 def key_of(folder: Path, rank: int = 0, world: int = 1, device: str = "cpu", **settings: Any) -> str:
-    config = ServerConfig(model=str(folder), **settings)
+    config = ServerConfig(**{"model": str(folder), "quantization": "bfloat16", **settings})
     return cache_key(config, read_model_config(folder, config.config_overrides), device, rank, world)
 
 
