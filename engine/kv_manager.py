@@ -78,11 +78,11 @@ class KVManager:
         sequence.num_slots = len(sequence.block_ids) * self.block_size
         return taken
 
-    def remember(self, sequence: Sequence) -> None:
-        """Let others share the blocks that are full of computed tokens."""
+    def remember(self, sequence: Sequence, num_tokens: int) -> None:
+        """Let others share the blocks full of the first `num_tokens` tokens, which are computed."""
         if not self.caches_prefixes:
             return
-        num_full = sequence.num_computed_tokens // self.block_size
+        num_full = num_tokens // self.block_size
         if num_full > len(sequence.block_keys):
             extend_keys(sequence, self.block_size)
         for index in range(sequence.num_remembered, num_full):
@@ -96,7 +96,7 @@ class KVManager:
         """
         if is_computed:
             sequence.num_remembered = 0  # a block that was another's copy may now be the only one
-            self.remember(sequence)
+            self.remember(sequence, sequence.num_computed_tokens)
         if self.caches_prefixes:
             self.pool.give_back_unused(one for one in sequence.block_ids if one not in self.cache)
         self.pool.give_back(

@@ -69,7 +69,8 @@ class Scheduler:
         self.num_tokens_in_step = 0  # computed by the plan made last
         self._by_request: dict[str, Sequence] = {}  # everything live
         self._by_seq_id: dict[int, Sequence] = {}  # everything the ranks know and we still want
-        self._filling: list[Sequence] = []  # the step in flight may fill blocks of theirs
+        self._filling: list[Sequence] = []  # the step in flight computes a chunk of their prompts
+        self._crossing: list[Sequence] = []  # the step in flight is the first in a new block of theirs
         self._dropped: list[int] = []  # the ranks still know them, the next plan says to forget
         self._deadlines = Deadlines()
         self._num_admitted = 0
@@ -170,9 +171,14 @@ class Scheduler:
 
     def tidy(self) -> None:
         """What can be done while the ranks compute, so that they need not wait for it later."""
-        if self.kv.caches_prefixes:
-            for sequence in self._filling:
-                extend_keys(sequence, self.config.block_size)
+        if not self.kv.caches_prefixes:
+            return
+        for sequence in self._crossing:
+            if sequence.is_running:  # all but the token of this step was computed by earlier ones
+                self.kv.remember(sequence, sequence.num_computed_tokens - 1)
+        self._crossing.clear()
+        for sequence in self._filling:
+            extend_keys(sequence, self.config.block_size)
 
     def take_outbox(self) -> Outbox:
         """Everything to publish since the last call."""
@@ -365,7 +371,7 @@ class Scheduler:
         assert new_block_ids is not None
         samples = sequence.num_computed_tokens == sequence.num_tokens
         draft.chunks.append(Chunk(sequence.seq_id, num_tokens, [*prefix, *new_block_ids], samples))
-        self._filling.append(sequence)
+        (self._filling if num_tokens > 1 else self._crossing).append(sequence)
         draft.num_sampling += samples
         draft.num_prefill_tokens += num_tokens if num_tokens > 1 else 0
         self.accounts.charge(sequence, sequence.num_computed_tokens)
@@ -374,8 +380,9 @@ class Scheduler:
         """The step has been computed, and others may use what it filled."""
         for sequence in self._filling:
             if sequence.is_running:
-                self.kv.remember(sequence)
+                self.kv.remember(sequence, sequence.num_computed_tokens)
         self._filling.clear()
+        self._crossing.clear()
 
     def _seal(self, draft: StepDraft) -> StepPlan:
         assert not self.has_step_in_flight

@@ -76,7 +76,8 @@ class Game:
 
     def finish(self) -> None:
         """Everything ends, nothing is left, and each output is that of the same request alone."""
-        self.num_steps += self.world.run_until_idle(max_steps=5000)
+        num_tokens = sum(len(asked.prompt) + asked.max_tokens for asked in self.asked.values())
+        self.num_steps += self.world.run_until_idle(max_steps=100 + 4 * num_tokens)  # some are computed again
         self.world.assert_empty()
         alone = make_scheduler(vocab_size=self.vocab_size, enable_prefix_caching=False, max_model_len=64)
         for request, asked in self.asked.items():
