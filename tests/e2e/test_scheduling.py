@@ -16,7 +16,7 @@ from tests.e2e.server import Server, await_true, running_server
 
 pytestmark = pytest.mark.e2e
 
-ENDLESS = 4000  # tokens: seconds, even on a fast machine
+ENDLESS = 20_000  # tokens: more than any machine makes before the timeouts below
 
 
 def ask(server: Server, content: Any, **fields: Any) -> tuple[int, dict[str, Any]]:
@@ -41,14 +41,14 @@ def ask(server: Server, content: Any, **fields: Any) -> tuple[int, dict[str, Any
 
 def test_timeouts_end_requests_and_free_everything(tmp_path: Path) -> None:
     with running_server(tmp_path, "--max-num-seqs", "1") as server:
-        status, body = ask(server, "Count.", max_tokens=ENDLESS, timeout=1.5, timings=True)
+        status, body = ask(server, "Count.", max_tokens=ENDLESS, timeout=3, timings=True)
         choice, usage, timings = body["choices"][0], body["usage"], body["timings"]
         assert (status, choice["finish_reason"]) == (200, "length"), body
         assert 0 < usage["completion_tokens"] < ENDLESS
-        assert 1400 < timings["total_ms"] < 5000, timings
+        assert 2900 < timings["total_ms"] < 30_000, timings
 
         runs = threading.Thread(
-            target=ask, args=(server, "Count."), kwargs={"max_tokens": ENDLESS, "timeout": 3}
+            target=ask, args=(server, "Count."), kwargs={"max_tokens": ENDLESS, "timeout": 6}
         )
         runs.start()
         await_true(lambda: server.metric("octet:num_requests_running") == 1, 20, "the first one runs")
