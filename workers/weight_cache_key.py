@@ -42,7 +42,7 @@ _PROCESSOR_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf1
 
 
 def cache_key(config: ServerConfig, model: ModelConfig, device_name: str, rank: int, world: int) -> str:
-    """32 hex digits; `config.quantization` is settled. `device_name` as in Device.name: of "gpu:0 ..." only the kind counts."""
+    """32 hex digits; quantization is settled. `device_name`: of "gpu:0 ..." only the kind counts."""
     hasher = hashlib.blake2b(digest_size=16)
     parts = [
         str(LAYOUT_VERSION),

@@ -44,6 +44,7 @@ def make_server_config(**changes: Any) -> ServerConfig:
         "port": port,
         "metrics_port": metrics_port,
         "tensor_parallel_size": 2,
+        "quantization": "bfloat16",
         "block_size": 16,
         "max_model_len": 256,
         "max_num_batched_tokens": 64,
