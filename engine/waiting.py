@@ -112,12 +112,15 @@ class WaitingQueue:
         passed: list[Entry] = []
         try:
             yield from self._preempted_candidates()
-            for priority in self._priorities:
-                while entry := self._classes[priority].pop():
+            for priority in list(self._priorities):
+                # A `drop` of the caller may have thrown out classes of which all were dead.
+                while (one := self._classes.get(priority)) and (entry := one.pop()):
                     self._num_entries -= 1
                     if entry[1] in self._members:
                         passed.append(entry)
                         yield entry[2]
+                if self._classes.pop(priority, None):  # nobody is left; who was passed over founds it again
+                    self._priorities.remove(priority)
         finally:
             for entry in passed:
                 if entry[1] in self._members:

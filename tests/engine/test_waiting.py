@@ -106,6 +106,34 @@ def test_the_one_just_got_may_be_dropped_during_the_walk():
     assert drain(queue) == [0, 2]
 
 
+def test_classes_that_nobody_waits_in_are_forgotten():
+    queue = WaitingQueue(10_000)
+    for seq_id in range(5000):
+        queue.try_add(make_sequence(seq_id, priority=seq_id))
+    walk = queue.candidates()
+    for sequence in walk:
+        if sequence.seq_id != 77:
+            queue.drop(sequence)
+    assert len(queue._classes) == len(queue._priorities) == 1
+    assert drain(queue) == [77]
+
+
+def test_walk_survives_that_the_dead_are_thrown_out_meanwhile():
+    queue = WaitingQueue(1000)
+    aborted = [make_sequence(seq_id, priority=1 + seq_id % 2) for seq_id in range(160)]
+    for sequence in (*aborted, *(make_sequence(seq_id) for seq_id in range(200, 300))):
+        queue.try_add(sequence)
+    for sequence in aborted:
+        queue.drop(sequence)
+    walk = queue.candidates()
+    admitted = []
+    for sequence in walk:
+        admitted.append(sequence.seq_id)
+        queue.drop(sequence)
+    assert admitted == list(range(200, 300))
+    assert (len(queue), queue._num_entries, queue._priorities) == (0, 0, [])
+
+
 def test_tenants_take_turns_inside_a_class():
     queue = WaitingQueue(20)
     for seq_id in range(4):
