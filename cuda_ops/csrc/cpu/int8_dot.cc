@@ -279,7 +279,7 @@ void multiply_many(const void* const* x_rows, int64_t num_rows, const WeightView
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
 
-constexpr int64_t kFewRows = 4;
+constexpr int64_t kFewRows = 6;
 
 // Asks for the bytes that this thread will most likely read one panel later, in the order they lie.
 struct Ahead {
@@ -308,7 +308,7 @@ void multiply_panel(const void* const* x_rows, const WeightView& w, int64_t firs
     totals[i] = zeros();
     x[i] = layout.data(x_rows[i]);
   }
-  constexpr int kChains = rows == 1 ? 4 : 2;  // so that one sum's latency is hidden
+  constexpr int kChains = rows == 1 ? 4 : rows <= 3 ? 2 : 1;  // four sums in flight hide the latency
   for (int64_t block = 0; block < blocks; ++block) {
     ahead.fetch(F::kIsInt4 ? kBlockBytes / 2 : kBlockBytes);
     __m512i steps[kBlockSteps];
@@ -331,8 +331,8 @@ void multiply_panel(const void* const* x_rows, const WeightView& w, int64_t firs
         }
       }
       for (int i = 0; i < rows; ++i) {
-        I32x16 sum = sums[i][0] + sums[i][1];
-        if constexpr (kChains == 4) sum = sum + (sums[i][2] + sums[i][3]);
+        I32x16 sum = sums[i][0];
+        for (int c = 1; c < kChains; ++c) sum = sum + sums[i][c];
         totals[i] = add_span<F>(totals[i], sum, broadcast(layout.scales(x_rows[i])[s]), scales + s * kPanel);
       }
     }
@@ -340,13 +340,18 @@ void multiply_panel(const void* const* x_rows, const WeightView& w, int64_t firs
   for (int i = 0; i < rows; ++i) finish<F>(totals[i], scales, out + i * out_stride, width);
 }
 
+template <class F, int... rows>
+auto pick_panel(int64_t num_rows, std::integer_sequence<int, rows...>) {
+  static constexpr decltype(&multiply_panel<F, 1>) by_rows[] = {multiply_panel<F, rows + 1>...};
+  return by_rows[num_rows - 1];
+}
+
 template <class F>
 void multiply_few(const void* const* x_rows, int64_t num_rows, const WeightView& w, int64_t first_row,
                   int64_t width, float* out, int64_t out_stride) {
-  static constexpr decltype(&multiply_panel<F, 1>) by_rows[] = {multiply_panel<F, 1>, multiply_panel<F, 2>,
-                                                                multiply_panel<F, 3>, multiply_panel<F, 4>};
+  const auto run = pick_panel<F>(num_rows, std::make_integer_sequence<int, kFewRows>());
   for (int64_t j = 0; j < width; j += kPanel) {
-    by_rows[num_rows - 1](x_rows, w, first_row + j, width - j, out + j, out_stride);
+    run(x_rows, w, first_row + j, width - j, out + j, out_stride);
   }
 }
 
