@@ -280,6 +280,7 @@ def main() -> None:
     machine = {
         "read_gb_per_second": [round(value / 1e9, 1) for value in bandwidths],
         "int8_peak_gop_per_second_per_core": peak and round(peak / 1e9),
+        "load_average": [round(value, 1) for value in os.getloadavg()],  # other processes too
     }
     print(f"read bandwidth {machine['read_gb_per_second']} GB/s, int8 peak per core "
           f"{machine['int8_peak_gop_per_second_per_core']} GOP/s")  # fmt: skip
