@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import openai
+import openai.lib.streaming.chat  # the client would import it in its first call, on the loop under guard
 
 from api.app import ApiServer
 from api.engine_client import EngineClient
