@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import IO
 
 from models.demo_training.collate import MicroBatch, by_length, collate
-from models.demo_training.curriculum import shares_at
+from models.demo_training.curriculum import SOURCES, shares_at
 from models.demo_training.encode import Encoder
 from models.demo_training.sample import Sample, rng_for
-from models.demo_training.skills import SKILLS
 
 STEPS_AHEAD = 4  # per worker, decoded and waiting in the trainer
 
@@ -49,7 +48,7 @@ def draw_step(settings: FeedSettings, step: int) -> list[Sample]:
         shares = shares_at(index, settings.only)
         chooser = rng_for("training", settings.seed, "choice of skill", index)
         (skill,) = chooser.choices(list(shares), weights=list(shares.values()))
-        samples.append(SKILLS[skill](rng_for("training", settings.seed, skill, index)))
+        samples.append(SOURCES[skill](rng_for("training", settings.seed, skill, index)))
     return samples
 
 

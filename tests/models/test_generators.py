@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 
+from models.demo_training.curriculum import shares_at
 from models.demo_training.sample import Sample, rng_for
-from models.demo_training.skills import SKILLS
+from models.demo_training.skills import FIRST_LOOKS, SKILLS
 from models.demo_training.skills.signatures import TOOLS
 from tests.models.builders import draw, pictures_of, question_of
 
@@ -142,3 +143,18 @@ def test_sizes_and_shapes_of_pictures_vary():
     ratios = [w / h for w, h in sizes]
     assert min(ratios) < 0.67 and max(ratios) > 1.5
     assert min(map(min, sizes)) >= 56 and max(map(max, sizes)) > 300
+
+
+def test_first_looks_are_right_and_stand_for_skills_that_are_evaluated():
+    for name, draw_one in FIRST_LOOKS.items():
+        for index in range(30):
+            sample = draw_one(rng_for("training", 0, name, index))
+            assert sample.skill in SKILLS and sample.checker(sample.answer) and not sample.thinks
+
+
+def test_training_starts_with_one_question_and_ends_with_every_skill():
+    assert shares_at(0).keys() == {"first colour"}
+    questions = {question_of(FIRST_LOOKS["first colour"](rng_for("training", 0, "x", i))) for i in range(40)}
+    assert questions == {"What colour is it?", "它是什么颜色？"}
+    assert shares_at(10**7).keys() == SKILLS.keys() and min(shares_at(10**7).values()) > 0
+    assert shares_at(5, only=("motion",)).keys() == {"motion"}

@@ -9,6 +9,7 @@ from models.demo_training.sample import Sample
 from models.demo_training.skills import (
     chat,
     counting,
+    first_looks,
     pictures,
     positions,
     reading,
@@ -39,4 +40,11 @@ SKILLS: dict[str, Skill] = {
     "thinking": pictures.sample_thinking,
     "tools": tools.sample_tools,
     "json": tools.sample_json,
+}
+
+# Only for the first stages of training; their samples call themselves shapes and digits.
+FIRST_LOOKS: dict[str, Skill] = {
+    "first colour": first_looks.sample_colour,
+    "first thing": first_looks.sample_thing,
+    "first digit": first_looks.sample_digit,
 }

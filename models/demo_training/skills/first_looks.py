@@ -1,0 +1,71 @@
+"""Easy samples for the very start of training: one large thing or digit, the plainest question, no thinking.
+
+A model that starts on many kinds of question first learns to answer blindly, and then no gradient reaches the
+tower that could change this. With one question, the colour of the one thing there, it finds the picture
+within some fifty steps, and goes on looking when more questions come. Never evaluated.
+"""
+
+from __future__ import annotations
+
+import random
+
+from models.demo_training.checkers import is_number, names_only
+from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language
+from models.demo_training.finish import picture_size
+from models.demo_training.names import COLOURS, SHAPES, Language, sentence
+from models.demo_training.sample import Sample, picture
+from models.demo_training.scene import Scene, Thing, place_things, random_kinds
+from models.demo_training.skills.reading import text_picture
+from models.demo_training.skills.shapes import names_things
+
+SIDES = (70, 112)
+
+
+def sample_colour(rng: random.Random) -> Sample:
+    """The colour of a single thing that fills much of a small picture."""
+    language, scene = pick_language(rng), _one_large_thing(rng)
+    return _asked(rng, scene, language, _colour(scene.things[0], language))
+
+
+def sample_thing(rng: random.Random) -> Sample:
+    """Its colour, its shape, or both."""
+    language, scene = pick_language(rng), _one_large_thing(rng)
+    make = rng.choice((_colour, _shape, _whole))
+    return _asked(rng, scene, language, make(scene.things[0], language))
+
+
+def _one_large_thing(rng: random.Random) -> Scene:
+    size = picture_size(rng, SIDES, max_aspect=1.3, may_be_large=False)
+    return Scene(size, place_things(rng, random_kinds(rng, 1), size, (0.28, 0.42)))
+
+
+def _asked(rng: random.Random, scene: Scene, language: Language, exercise: Exercise) -> Sample:
+    return conversation(rng, "shapes", language, [exercise], [picture(scene.render(rng))], thinks=False)
+
+
+def _colour(thing: Thing, language: Language) -> Exercise:
+    question = in_language(language, "What colour is it?", "它是什么颜色？")
+    answer = sentence(COLOURS[thing.colour].say(language), language)
+    return Exercise(question, answer, "", names_only([thing.colour], COLOURS))
+
+
+def _shape(thing: Thing, language: Language) -> Exercise:
+    question = in_language(language, "What shape is this?", "这是什么形状？")
+    name = SHAPES[thing.shape].say(language)
+    answer = sentence(in_language(language, f"a {name}", name), language)
+    return Exercise(question, answer, "", names_only([thing.shape], SHAPES))
+
+
+def _whole(thing: Thing, language: Language) -> Exercise:
+    question = in_language(language, "What is in the picture?", "图片里有什么？")
+    return Exercise(question, sentence(thing.a(language), language), "", names_things([thing]))
+
+
+def sample_digit(rng: random.Random) -> Sample:
+    """One or two digits."""
+    language = pick_language(rng)
+    number = str(rng.randint(0, 9) if rng.random() < 0.6 else rng.randint(10, 99))
+    question = in_language(language, "What number is in the picture?", "图中的数字是多少？")
+    exercise = Exercise(question, number, "", is_number(float(number)))
+    shown = picture(text_picture(rng, number, SIDES, with_shape=0.0))
+    return conversation(rng, "digits", language, [exercise], [shown], thinks=False)
