@@ -91,12 +91,19 @@ class _ChunkFrame:
         return self._open + b',"choices":[]' + fields + b"}\n\n" if fields else b""
 
 
-def _whole_request(generation: Generation, timings: bool) -> dict[str, Any]:
-    """The end of a body that was not streamed."""
-    fields: dict[str, Any] = {"usage": generation.usage()}
+def _whole_body(generation: Generation, kind: str, choices: list[dict[str, Any]], timings: bool) -> bytes:
+    """What is not streamed, of either endpoint."""
+    body = {
+        "id": generation.id,
+        "object": kind,
+        "created": generation.created,
+        "model": generation.model,
+        "choices": choices,
+        "usage": generation.usage(),
+    }
     if timings:
-        fields["timings"] = generation.stopwatch.read()
-    return fields
+        body["timings"] = generation.stopwatch.read()
+    return _encode(body)
 
 
 class ChatRenderer:
@@ -124,17 +131,8 @@ class ChatRenderer:
         return self._frame.last_chunk()
 
     def body(self, deltas: Sequence[Delta]) -> bytes:
-        generation = self._generation
-        return _encode(
-            {
-                "id": generation.id,
-                "object": "chat.completion",
-                "created": generation.created,
-                "model": generation.model,
-                "choices": [self._choice(index, delta) for index, delta in enumerate(deltas)],
-                **_whole_request(generation, self._timings),
-            }
-        )
+        choices = [self._choice(index, delta) for index, delta in enumerate(deltas)]
+        return _whole_body(self._generation, "chat.completion", choices, self._timings)
 
     def _chunk(self, index: int, delta: Delta) -> bytes:
         extras = self._logprobs or self._token_ids
@@ -204,17 +202,8 @@ class TextRenderer:
         return self._frame.last_chunk()
 
     def body(self, deltas: Sequence[Delta]) -> bytes:
-        generation = self._generation
-        return _encode(
-            {
-                "id": generation.id,
-                "object": "text_completion",
-                "created": generation.created,
-                "model": generation.model,
-                "choices": [self._choice(index, delta) for index, delta in enumerate(deltas)],
-                **_whole_request(generation, self._timings),
-            }
-        )
+        choices = [self._choice(index, delta) for index, delta in enumerate(deltas)]
+        return _whole_body(self._generation, "text_completion", choices, self._timings)
 
     def _chunk(self, index: int, delta: Delta) -> bytes:
         extras = self._logprobs or self._token_ids
