@@ -1,6 +1,6 @@
 """How often each skill is drawn: one easy question, easy first looks, mostly seeing, then the whole diet.
 
-A stage is chosen by the number of samples drawn so far and by nothing else, so a run can be repeated.
+A stage is chosen by the number of the step and by nothing else, so a run can be repeated.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ assert SHARES.keys() == SKILLS.keys()
 # Clips cost five times as much as pictures and teach the tower no more.
 SEEING_SHARES = SHARES | {"shapes": 30, "digits": 20, "flashes": 1, "moment": 1, "motion": 2}
 
-# (samples, shares) of the stages before the whole diet. The first has one question only: see first_looks.py.
+# (steps, shares) of the stages before the whole diet. The first has one question only: see first_looks.py.
 STAGES: tuple[tuple[int, dict[str, float]], ...] = (
-    (32_000, {"first colour": 1}),
-    (64_000, {"first thing": 60, "first digit": 25, "shapes": 10, "chat": 5}),
-    (120_000, SEEING_SHARES),
+    (100, {"first colour": 1}),
+    (200, {"first thing": 60, "first digit": 25, "shapes": 10, "chat": 5}),
+    (400, SEEING_SHARES),
 )
 
 SOURCES: dict[str, Skill] = SKILLS | FIRST_LOOKS
 
 
-def shares_at(num_samples: int, only: tuple[str, ...] = ()) -> dict[str, float]:
-    """Shares after so many samples, by name in SOURCES; for trials, `only` keeps the named ones."""
+def shares_at(step: int, only: tuple[str, ...] = ()) -> dict[str, float]:
+    """Shares in a step, by name in SOURCES; for trials, `only` keeps the named ones."""
     if only:
         return {name: SHARES.get(name, 1.0) for name in only}
     for length, shares in STAGES:
-        if num_samples < length:
+        if step < length:
             return shares
-        num_samples -= length
+        step -= length
     return SHARES

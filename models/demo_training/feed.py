@@ -43,9 +43,9 @@ class FeedSettings:
 def draw_step(settings: FeedSettings, step: int) -> list[Sample]:
     """The samples of a step. Sample i of the run draws its skill, then itself, from its own seeds."""
     first = step * settings.samples_per_step
+    shares = shares_at(step, settings.only)
     samples = []
     for index in range(first, first + settings.samples_per_step):
-        shares = shares_at(index, settings.only)
         chooser = rng_for("training", settings.seed, "choice of skill", index)
         (skill,) = chooser.choices(list(shares), weights=list(shares.values()))
         samples.append(SOURCES[skill](rng_for("training", settings.seed, skill, index)))

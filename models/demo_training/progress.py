@@ -27,7 +27,11 @@ class Reporter:
 
     @property
     def is_due(self) -> bool:
-        return time.monotonic() - self._since >= self._every
+        return self.has_news and time.monotonic() - self._since >= self._every
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self._losses)
 
     def line(
         self, step: int, samples: int, done: float, seconds: float, rate: float, extra: dict[str, Any]

@@ -59,7 +59,7 @@ def main() -> None:
         write_tokenizer_folder(folder / "tokenizer", samples_per_skill=100)
         feed = FeedSettings(folder / "tokenizer", 0, samples, options.max_tokens, options.max_patches)
         encoder = Encoder(folder / "tokenizer")
-        numbers = iter(range(10**6, 10**9))  # behind the first stage of the curriculum
+        numbers = iter(range(10**6, 10**9))  # behind the first stages of the curriculum
         if options.feed:
             measure("drawing", lambda: make_step(feed, encoder, next(numbers)), samples, options.seconds)
             return

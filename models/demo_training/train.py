@@ -103,7 +103,8 @@ class Trainer:
                 if every and now - evaluated > every:
                     self.evaluate()
                     evaluated = time.monotonic()
-        self._report()
+        if self.reporter.has_news:
+            self._report()
         self.save()
 
     @property
