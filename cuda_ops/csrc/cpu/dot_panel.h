@@ -1,8 +1,9 @@
 // cpu/dot_panel.h   Products of chosen activation rows with consecutive weight rows.
 //
-// The one inner loop of linear, MoE experts and routing. Each output is one dot product over K with a
-// fixed shape: 16 sums (lane = column mod 16, or pair of columns for bf16 dot products), columns ascending,
-// then the tree of vec.h. Neither the number of rows nor the tile an output falls into takes part.
+// The inner loop of linear, MoE experts and routing for fp32 and bf16 rows (int8 rows: int8_dot.h). Each
+// output is one dot product over K with a fixed shape: 16 sums (lane = column mod 16, or pair of columns for
+// bf16 dot products), columns ascending, then the tree of vec.h. Neither the number of rows nor the tile an
+// output falls into takes part.
 
 #pragma once
 

@@ -15,8 +15,8 @@ enum class WeightKind { float32, bfloat16, int8, int4 };
 //   int8                W = q * scales[row]
 //   int4                two's complement nibbles, low nibble = even column; W = q * scales[row, column /
 //   group]
-// q * scale is exact in fp32 (at most 7 + 8 significant bits), so a quantised product has the very bits of
-// the product with the dequantised matrix.
+// q * scale is exact in fp32 (at most 7 + 8 significant bits), so a quantised product with fp32
+// activations has the very bits of the product with the dequantised matrix.
 struct WeightView {
   WeightKind kind;
   const void* data;
