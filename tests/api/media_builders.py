@@ -11,16 +11,18 @@ from typing import Any, TypeVar
 
 import av
 import numpy as np
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from PIL import Image
 
 from api.media.decode import run_job
-from api.media.loader import LoadedMedia, MediaLoader
+from api.media.loader import LoadedMedia, MediaLoader, MediaPart
 from api.media.options import MediaOptions
 from api.media.protocol import Decoded, DecodeJob, Refused
 from api.media.timestamp import TimestampFont
 from engine.config import ServerConfig
+from engine.errors import RequestError
 
 T = TypeVar("T")
 
@@ -129,3 +131,21 @@ async def serve(app: web.Application) -> TestServer:
     server = TestServer(app, host="127.0.0.1")
     await server.start_server()
     return server
+
+
+PARAM = "messages[0].content[1].image_url"
+
+
+def image(url: str) -> MediaPart:
+    return MediaPart("image", url, PARAM)
+
+
+def refusal_of(folder: Path, url: str, resolver: Any = None, **settings: Any) -> RequestError:
+    """The RequestError that loading `url` ends with."""
+
+    async def use(loader: MediaLoader) -> RequestError:
+        with pytest.raises(RequestError) as caught:
+            await loader.load(image(url))
+        return caught.value
+
+    return with_loader(folder, use, resolver, **settings)

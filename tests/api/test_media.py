@@ -15,33 +15,19 @@ from api.media.loader import LoadedMedia, MediaLoader, MediaPart
 from api.media.pool import WALL_SECONDS
 from engine.errors import ConfigError, RequestError
 from tests.api.media_builders import (
+    PARAM,
     data_url,
     encode_image,
+    image,
     make_image,
     make_loader,
     make_video,
+    refusal_of,
     until,
     with_loader,
 )
 
 PNG = encode_image(make_image(60, 40))
-PARAM = "messages[0].content[1].image_url"
-
-
-def image(url: str) -> MediaPart:
-    return MediaPart("image", url, PARAM)
-
-
-def refusal_of(folder: Path, url: str, resolver: Any = None, **settings: Any) -> RequestError:
-    """The RequestError that loading `url` ends with."""
-
-    async def use(loader: MediaLoader) -> RequestError:
-        with pytest.raises(RequestError) as caught:
-            await loader.load(image(url))
-        return caught.value
-
-    return with_loader(folder, use, resolver, **settings)
-
 
 # data: URLs ---------------------------------------------------------------------------------------
 

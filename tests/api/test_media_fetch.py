@@ -13,32 +13,18 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.test_utils import TestServer
 
 from api.media.addresses import is_public
-from api.media.loader import LoadedMedia, MediaLoader, MediaPart
+from api.media.loader import LoadedMedia, MediaLoader
 from engine.errors import RequestError
 from tests.api.media_builders import (
     encode_image,
+    image,
     make_image,
+    refusal_of,
     serve,
     with_loader,
 )
 
 PNG = encode_image(make_image(60, 40))
-PARAM = "messages[0].content[1].image_url"
-
-
-def image(url: str) -> MediaPart:
-    return MediaPart("image", url, PARAM)
-
-
-def refusal_of(folder: Path, url: str, resolver: Any = None, **settings: Any) -> RequestError:
-    """The RequestError that loading `url` ends with."""
-
-    async def use(loader: MediaLoader) -> RequestError:
-        with pytest.raises(RequestError) as caught:
-            await loader.load(image(url))
-        return caught.value
-
-    return with_loader(folder, use, resolver, **settings)
 
 
 def make_site() -> web.Application:

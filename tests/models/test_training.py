@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="training needs torch: OCTET_EXTRAS=compare")
+pytest.importorskip("transformers", reason="training needs transformers: OCTET_EXTRAS=compare")
 
 from safetensors.torch import load_file  # noqa: E402
 
