@@ -10,7 +10,7 @@ How to read offered: what the engine sends. delivered: what clients have receive
             token: from the engine's send to the client's first byte; lag: from the last step to the last
             byte.
 Reference   vLLM, Python front end with a mock engine: 413k tokens/s (GB200 host). Design figure: 500k.
-Run         python -m tests.bench.bench_api [--streams 64] [--tokens 2000] [--json]
+Run         python -m tests.bench.bench_api [--streams 64] [--tokens 2000] [--save]
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from api.tokenizer import Tokenizer, load_tokenizer
 from engine.channels import Codec, RunDirectory, open_socket
 from engine.config import ServerConfig, write_config
 from engine.messages import AddRequest, EngineState, RequestOutput, ToApi, ToEngine, TokenBatch
+from tests.bench.result_files import save, save_option
 
 ROOT = Path(__file__).resolve().parents[2]
 OFFERED = (5_000, 50_000, 200_000, 500_000, 800_000)  # tokens per second
@@ -137,8 +138,8 @@ async def measure(
     finished, total = max(client.last for client in clients), num_streams * len(tokens)
     firsts = sorted((client.first - started) * 1e3 for client in clients)
     return {
-        "offered": pace,
-        "delivered": total / (finished - started),
+        "offered_per_second": pace,
+        "delivered_per_second": total / (finished - started),
         "per_cpu_second": total / cpu,
         "tokens_per_chunk": total / sum(client.num_chunks for client in clients),
         "bytes_per_token": sum(client.num_bytes for client in clients) / total,
@@ -226,24 +227,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=2000, help="per stream")
-    parser.add_argument("--json", action="store_true")
+    save_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="octet-bench-") as folder:
         directory, checkpoint = RunDirectory(folder), make_checkpoint(Path(folder))
         with running_process(directory, checkpoint) as (port, pid):
             tokenizer = load_tokenizer(checkpoint)
             rows = uvloop.run(run(directory, port, pid, tokenizer, arguments.streams, arguments.tokens))
-    if arguments.json:
-        print(json.dumps(rows, indent=1))
-        return
     print(f"{arguments.streams} streams of {arguments.tokens} tokens")
     print("offered/s  delivered/s  per CPU s  tokens/chunk  bytes/token  first ms (worst)  lag ms")
     for row in rows:
         print(
-            f"{row['offered']:9,.0f} {row['delivered']:12,.0f} {row['per_cpu_second']:10,.0f} "
-            f"{row['tokens_per_chunk']:13.2f} {row['bytes_per_token']:12.1f} "
+            f"{row['offered_per_second']:9,.0f} {row['delivered_per_second']:12,.0f} "
+            f"{row['per_cpu_second']:10,.0f} {row['tokens_per_chunk']:13.2f} {row['bytes_per_token']:12.1f} "
             f"{row['first_token_ms_median']:9.1f} ({row['first_token_ms_worst']:.1f}) {row['lag_ms']:9.1f}"
         )
+    if arguments.save:
+        figures = {f"{row['offered_per_second']:.0f} offered": row for row in rows}
+        save("api", figures, {"streams": arguments.streams, "tokens": arguments.tokens})
 
 
 if __name__ == "__main__":

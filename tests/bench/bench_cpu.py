@@ -11,16 +11,14 @@ Flops         prefill of n tokens: 2 * n * active weights, without the head, whi
 How to read   share is bytes per second over the read bandwidth measured in the same round, near 100 being as
               fast as memory; for prefill operations over the int8 peak of the threads. On a busy machine
               both move: trust the best of the rounds.
-Reference     tests/bench/results/cpu-*.json, one file per run with machine, date and commit
-Run           ./run.sh bench cpu [--layers 8] [--quant wint4] [--threads N] [--rounds 5]
+Reference     tests/bench/results/cpu-*.json, one file per kept run with machine, date and commit
+Run           ./run.sh bench cpu [--layers 8] [--quant wint4] [--threads N] [--rounds 5] [--save]
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
-import json
 import os
 import statistics
 import subprocess
@@ -38,7 +36,8 @@ from engine.config import ServerConfig
 from engine.messages import StepPlan, StepResult
 from engine.model_config import ModelConfig, read_model_config
 from engine.model_source import preset_file
-from tests.bench.bench_ops import heading, read_bandwidth
+from tests.bench.bench_ops import read_bandwidth
+from tests.bench.result_files import heading, save, save_option
 from tests.workers.builders import Prompt
 from tests.workers.ranks import Driver
 from workers.device import open_device
@@ -47,7 +46,6 @@ from workers.model.weights import DecoderWeights, DenseWeights, MoeWeights
 from workers.quant import activation_dtype
 from workers.runner import Runner
 
-ROOT = Path(__file__).parents[2]
 PRESET = "ernie-4.5-21b-a3b"
 PROMPT = 512  # tokens of the prefill that is timed
 DECODED_STEPS = 8  # per round and batch
@@ -202,7 +200,6 @@ class Measurement:
     def summary(self) -> dict[str, Any]:
         best = min(self.seconds)
         return {
-            "name": self.name,
             "tokens_per_second_best": round(self.tokens / best, 1),
             "tokens_per_second_median": round(self.tokens / statistics.median(self.seconds), 1),
             "seconds": [round(value, 5) for value in self.seconds],
@@ -242,32 +239,16 @@ def make_measurements(rank: OneRank) -> list[Measurement]:
     return [*made, whole]
 
 
-def write_results(
-    title: str, settings: dict[str, Any], measurements: list[Measurement], machine: Any
-) -> Path:
-    """One JSON per run under tests/bench/results, named by machine and time."""
-    slug = "-".join(title.split(",")[0].lower().split())
-    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    path = ROOT / "tests" / "bench" / "results" / f"cpu-{slug}-{os.cpu_count()}-cores-{now}.json"
-    path.parent.mkdir(exist_ok=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    results = [one.summary() for one in measurements]
-    content = {"machine": title, "commit": commit, **settings, **machine, "results": results}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a model of real layer shapes on the CPU.")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--quant", default="wint4", choices=["wint4", "wint8", "bfloat16"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
+    save_option(parser)
     given = parser.parse_args()
-    title, peak = heading(given.threads), int8_peak()
-    print(f"{title}\n{PRESET}, {given.layers} layers, {given.quant}, random weights")
+    peak = int8_peak()
+    print(f"{heading()}\n{PRESET}, {given.layers} layers, {given.quant}, random weights")
     cuda_ops.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory(prefix="octet-cpu-") as folder:
         rank = OneRank(given.layers, given.quant, Path(folder))
@@ -277,26 +258,26 @@ def main() -> None:
             bandwidths.append(read_bandwidth(given.threads))
             for one in measurements:
                 one.repeat(bandwidths[-1], peak and peak * given.threads)
-    machine = {
+    limits = {
         "read_gb_per_second": [round(value / 1e9, 1) for value in bandwidths],
         "int8_peak_gop_per_second_per_core": peak and round(peak / 1e9),
-        "load_average": [round(value, 1) for value in os.getloadavg()],  # other processes too
     }
-    print(f"read bandwidth {machine['read_gb_per_second']} GB/s, int8 peak per core "
-          f"{machine['int8_peak_gop_per_second_per_core']} GOP/s")  # fmt: skip
+    print(f"read bandwidth {limits['read_gb_per_second']} GB/s, int8 peak per core "
+          f"{limits['int8_peak_gop_per_second_per_core']} GOP/s")  # fmt: skip
     for one in measurements:
         line = one.summary()
         share = "" if line["share_of_peak_median"] is None else f"{100 * line['share_of_peak_median']:6.0f} %"
-        print(f"{line['name']:<18}{line['tokens_per_second_best']:9.1f} tok/s best"
+        print(f"{one.name:<18}{line['tokens_per_second_best']:9.1f} tok/s best"
               f"{line['tokens_per_second_median']:9.1f} median{line['gb_per_second_best']:8.2f} GB/s"
               f"{line['gop_per_second_best']:9.1f} GOP/s{share}")  # fmt: skip
-    settings = {
-        "preset": PRESET,
-        "layers": given.layers,
-        "quantization": given.quant,
-        "threads": given.threads,
-    }
-    print(write_results(title, settings, measurements, machine).relative_to(ROOT))
+    if given.save:
+        settings = {
+            "preset": PRESET,
+            "layers": given.layers,
+            "quantization": given.quant,
+            "threads": given.threads,
+        }
+        save("cpu", {"machine": limits} | {one.name: one.summary() for one in measurements}, settings)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,14 @@ Method      one process, one thread; each stage and the whole job (file in, patc
 Bytes       a 1024x768 image becomes 1036x756: 2,349,648 bytes of patches, hashed and written once.
 How to read images/s is 1 / job; the stages do not add up to it exactly, since a job also opens files.
 Reference   Pillow + NumPy with float normalisation on the host: 47 images/s per core on a Zen 5.
-Run         python -m tests.bench.bench_media [--json]
+Run         python -m tests.bench.bench_media [--save]
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -34,6 +32,7 @@ from api.media.patches import ContentHash, write_patches
 from api.media.protocol import Decoded, DecodeJob
 from api.media.timestamp import TimestampFont
 from tests.api.media_builders import encode_image, make_video
+from tests.bench.result_files import save, save_option
 
 SIZES = ((640, 480), (1024, 768), (1920, 1080), (4000, 3000))
 
@@ -113,21 +112,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
-    wants_json = parser.parse_args().json
+    save_option(parser)
+    wants_save = parser.parse_args().save
     shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(dir=shared) as name:
-        results: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
+        results: dict[str, dict[str, float]] = {}
         for width, height in SIZES:
             results[f"image {width}x{height}"] = measure_image(width, height, Path(name))
         for width, height in ((640, 360), (1920, 1080)):
             results[f"video {width}x{height}"] = measure_video(width, height, Path(name))
-    if wants_json:
-        print(json.dumps(results))
-        return
     for what, figures in results.items():
-        text = figures if isinstance(figures, str) else "  ".join(f"{k} {v:.1f}" for k, v in figures.items())
-        print(f"{what:16} {text}")
+        print(f"{what:16} " + "  ".join(f"{name} {value:.1f}" for name, value in figures.items()))
+    if wants_save:
+        save("media", results)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,14 @@ How to read it
     Where flops decide (M = 512, prefill) look at GFLOP/s. Run it on a quiet machine; ranks of the all-reduce
     share the cores, as they do in `--tp 8` on a laptop.
 Reference
-    2026-11-23, AMD EPYC (Zen 5), 2 threads, commit de45d67, machine shared with other work: bf16 x bf16
-    M=512 187 GFLOP/s, fp32 155, int4 181; prefill attention fp32 145; greedy row 51 us, top-p row 986 us;
-    all-reduce of 8 ranks on 2 cores 44 us at 1 KB, 47 us at 8 KB.
+    tests/bench/results/ops-*.json
 Run
-    python -m tests.bench.bench_ops [--threads N] [--only linear|attention|sampling|all_reduce]
+    python -m tests.bench.bench_ops [--threads N] [--only linear|attention|sampling|all_reduce] [--save]
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import statistics
 import subprocess
 import sys
@@ -39,6 +35,7 @@ from typing import Any
 import numpy as np
 
 import cuda_ops
+from tests.bench.result_files import heading, save, save_option
 from tests.cuda_ops import references
 from tests.cuda_ops.builders import make_weight, read, tensor, unwritten, values_of
 
@@ -76,16 +73,22 @@ def read_bandwidth(threads: int) -> float:
 
 
 class Report:
-    """Prints one line per measurement."""
+    """Prints one line per measurement, and keeps its figures."""
 
     def __init__(self, bandwidth: float) -> None:
         self.bandwidth = bandwidth
+        self.figures: dict[str, dict[str, float]] = {
+            "machine": {"read_gb_per_second": bandwidth / 1e9},
+        }
 
     def line(self, what: str, seconds: float, num_bytes: float, flops: float = 0.0) -> None:
         rate = num_bytes / seconds
         work = f"{flops / seconds / 1e9:8.1f} GFLOP/s" if flops else " " * 16
         share = 100 * rate / self.bandwidth
         print(f"{what:<48}{seconds * 1e6:12.1f} us{rate / 1e9:9.2f} GB/s {share:5.0f} %{work}", flush=True)
+        self.figures[what] = {"microseconds": seconds * 1e6, "gb_per_second": rate / 1e9}
+        if flops:
+            self.figures[what]["gflop_per_second"] = flops / seconds / 1e9
 
 
 def check(actual: Any, expected: np.ndarray, what: str) -> None:
@@ -222,19 +225,6 @@ def all_reduce_rank(rank: int, folder: str, world_size: int) -> None:
     group.close()
 
 
-def heading(threads: int) -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    return f"{cpu}, {threads} threads, {datetime.date.today()}, commit {commit.stdout.strip() or 'unknown'}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the CPU ops.")
     parser.add_argument("--threads", type=int, default=2)
@@ -242,11 +232,12 @@ def main() -> None:
     parser.add_argument(
         "--rank", nargs=3, metavar=("RANK", "FOLDER", "WORLD_SIZE"), help="used by all_reduce"
     )
+    save_option(parser)
     arguments = parser.parse_args()
     if arguments.rank:
         return all_reduce_rank(int(arguments.rank[0]), arguments.rank[1], int(arguments.rank[2]))
     cuda_ops.set_num_threads(arguments.threads)
-    print(heading(arguments.threads))
+    print(heading())
     report = Report(read_bandwidth(arguments.threads))
     print(f"read bandwidth {report.bandwidth / 1e9:.1f} GB/s")
     source = Source()
@@ -259,6 +250,8 @@ def main() -> None:
     for name, part in parts.items():
         if arguments.only in (None, name):
             part()
+    if arguments.save:
+        save("ops", report.figures, {"threads": arguments.threads})
     return None
 
 

@@ -10,6 +10,7 @@ How to read `host` is the figure of the design: median <= 300 us and p99 <= 1 ms
             thread per step, publishing included; the columns behind it are its parts. `waiting` is the length
             of the queue meanwhile.
 Run         ./run.sh bench scheduler [--sequences 1,16,64,256] [--steps 2000] [--context 8192] [--profile]
+            [--save]
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from engine.messages import AddRequest, SamplingParams
 from engine.metrics import Metrics
 from engine.scheduler import Scheduler
 from engine.worker_group import WorkerGroup
+from tests.bench.result_files import save, save_option
 from tests.engine.processes import RunDirectory, make_server_config
 
 CLIENT = b"api-0"
@@ -150,13 +152,18 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def report(num_sequences: int, num_waiting: int, steps: list[dict[str, float]]) -> None:
+def report(num_sequences: int, num_waiting: int, steps: list[dict[str, float]]) -> dict[str, float]:
+    """Prints a row; returns its figures."""
     cells = [f"{num_sequences:9}", f"{num_waiting:8}"]
     host = [step["host"] for step in steps]
-    cells += [f"{percentile(host, 0.5):8.0f}", f"{percentile(host, 0.99):8.0f}"]
+    figures = {"host_us_median": percentile(host, 0.5), "host_us_p99": percentile(host, 0.99)}
+    cells += [f"{value:8.0f}" for value in figures.values()]
     for part in ("cpu", "schedule", "send", "apply", "_publish"):
-        cells.append(f"{percentile([step.get(part, 0.0) for step in steps], 0.5):9.0f}")
+        median = percentile([step.get(part, 0.0) for step in steps], 0.5)
+        figures[f"{part.lstrip('_')}_us_median"] = median
+        cells.append(f"{median:9.0f}")
     print(" ".join(cells), flush=True)
+    return figures
 
 
 def main() -> None:
@@ -168,7 +175,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--waiting", type=int, default=10_000, help="queue length of the last row")
     parser.add_argument("--profile", action="store_true")
+    save_option(parser)
     arguments = parser.parse_args()
+    figures: dict[str, dict[str, float]] = {}
     counts = [int(count) for count in arguments.sequences.split(",")]
     print("microseconds per step; medians except host p99")
     print("sequences  waiting     host host p99       cpu  schedule      send     apply   publish")
@@ -176,9 +185,12 @@ def main() -> None:
         profile = cProfile.Profile() if arguments.profile else None
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(Path(folder), count, waiting, arguments.context, arguments.steps)
-            report(count, waiting, uvloop.run(bench.run(profile)))
+            name = f"{count} running" + (f", {waiting} waiting" if waiting else "")
+            figures[name] = report(count, waiting, uvloop.run(bench.run(profile)))
         if profile:
             pstats.Stats(profile).sort_stats("tottime").print_stats(18)
+    if arguments.save:
+        save("scheduler", figures, {"context": arguments.context, "steps": arguments.steps})
 
 
 if __name__ == "__main__":

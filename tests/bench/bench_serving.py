@@ -19,13 +19,10 @@ How to read it
     flood. Ratios are "without" over "with": above 1 for times means that a feature helps; 0.5 without the
     flood means that it doubled the others' time. On a busy machine look at counts, and at long runs.
 Reference
-    2026-11-23, AMD EPYC (Zen 5), 2 threads, commit e1338ed, machine shared with other work, the model that
-    comes with Octet, 4 clients, 32 conversations: first p50 151 ms, 185 tokens/s; without the prefix cache
-    1.64x the time to the first token and 0.81x the tokens/s; without the image cache none of 77 % of patches
-    reused; all answers the same. --flood 24 with 8 sequences at once: 1.9x the others' first p50, 3.3x p95.
-    Files of runs are in tests/bench/results.
+    tests/bench/results/serving-*.json
 Run
     ./run.sh bench serving [--clients 4 | --rate 2] [--conversations 32] [--off prefix-cache,image-cache]
+                            [--save]
     ./run.sh bench serving -- --tp 2 --quant wint4      flags behind -- go to the server
     ./run.sh bench serving --address http://host:8000   a server that runs already
 """
@@ -35,13 +32,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
-import json
 import math
-import os
-import platform
 import statistics
-import subprocess
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -49,9 +41,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tests.bench.result_files import save, save_option
 from tests.bench.serving_client import Client, Record
 from tests.bench.serving_load import FLOOD, Conversation, Shape, Turn, make_load
-from tests.e2e.server import ROOT, Server, running_server
+from tests.e2e.server import Server, running_server
 
 OFF = {
     "prefix-cache": ("--no-enable-prefix-caching",),
@@ -184,37 +177,6 @@ def report_ratios(name: str, base: dict[str, Any], other: dict[str, Any]) -> dic
     return ratios
 
 
-def machine() -> str:
-    """The processor and how many of its threads we may use."""
-    name = platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return f"{name}, {len(os.sched_getaffinity(0))} threads"
-
-
-def commit() -> str:
-    described = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() or "unknown"
-
-
-def keep(results: dict[str, Any]) -> Path:
-    RESULTS.mkdir(exist_ok=True)
-    moment = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    path = RESULTS / f"serving-{moment}.json"
-    path.write_text(json.dumps(without_nan(results), indent=1) + "\n")
-    return path
-
-
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN; what could not be measured is null."""
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -232,6 +194,7 @@ def parse_arguments() -> argparse.Namespace:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, default=defaults[shape_field(name)])
     parser.add_argument("server_flags", nargs="*", metavar="-- FLAGS", help="of the server")
+    save_option(parser)
     arguments = parser.parse_args()
     arguments.off = [name for name in arguments.off.split(",") if name]
     if unknown := set(arguments.off) - set(OFF):
@@ -251,22 +214,11 @@ def main() -> None:
     options = {name: getattr(arguments, name.removeprefix("num_"), None) for name in asdict(Shape())}
     shape = Shape(**{name: value for name, value in options.items() if value is not None})
     flags = arguments.server_flags
-    results: dict[str, Any] = {
-        "date": datetime.datetime.now().isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine(),
-        "shape": asdict(shape),
-        "rate": arguments.rate,
-        "clients": arguments.clients,
-        "seed": arguments.seed,
-        "flags": flags,
-        "runs": {},
-        "ratios": {},
-    }
+    figures: dict[str, dict[str, Any]] = {}
     base, answers = run(arguments, shape, flags)
     whole = "that server" if arguments.address else "everything on"
     show(whole, base)
-    results["runs"][whole] = base
+    figures[whole] = base
     differing = []
     variants = [(name, shape, [*flags, *OFF[name]]) for name in arguments.off]
     if shape.flood:
@@ -275,14 +227,16 @@ def main() -> None:
         summary, its_answers = run(arguments, its_shape, its_flags)
         differing += [(name, *key) for key in its_answers if its_answers[key] != answers.get(key)]
         show(f"without {name}", summary)
-        results["runs"][f"without {name}"] = summary
-        results["ratios"][name] = report_ratios(name, base, summary)
-    print(f"\nkept in {keep(results).relative_to(ROOT)}")
+        figures[f"without {name}"] = summary | {"ratios": report_ratios(name, base, summary)}
+    if arguments.save:
+        settings = {"shape": asdict(shape), "flags": flags}
+        settings |= {name: getattr(arguments, name) for name in ("rate", "clients", "seed")}
+        save("serving", figures, settings)
     if differing:
         raise SystemExit(
             f"{len(differing)} answers differ from those of the full server, first: {differing[0]}"
         )
-    if any(summary["errors"] for summary in results["runs"].values()):
+    if any(summary["errors"] for summary in figures.values()):
         raise SystemExit("some requests failed; see the first error of each run above")
 
 

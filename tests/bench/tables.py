@@ -1,0 +1,163 @@
+"""The tables of figures in the READMEs, made from tests/bench/results: `python -m tests.bench.tables`.
+
+A table stands between `<!-- figures: NAME -->` and `<!-- end of figures -->`. A row says what was measured,
+the figure, what it should be, and the command, which links to the file with machine, date and commit. It
+comes from the latest result of its bench whose settings match, and is left out while there is none. A
+benchmark's --save calls `update`; a test fails when a table is stale.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.bench.result_files import ROOT, Result, read_results
+
+_BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+_HEAD = ("| what | figure | aim | kept run |", "|---|---|---|---|")
+
+
+@dataclass(frozen=True)
+class Row:
+    """`text` makes the figure of a result's `figures`; `settings` are those that a result must have."""
+
+    what: str
+    bench: str
+    text: Callable[[dict[str, dict[str, Any]]], str]
+    aim: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def is_from(self, result: Result) -> bool:
+        wanted = self.settings.items()
+        return result.bench == self.bench and all(result.settings.get(key) == value for key, value in wanted)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+A3B_8L = {"layers": 8, "quantization": "wint4"}
+
+# name in the marker -> rows
+TABLES: dict[str, Sequence[Row]] = {
+    "main": (
+        Row(
+            "decode, 21B-A3B cut to 8 layers, wint4, batch 1 / 16",
+            "cpu",
+            lambda f: (
+                f"{f['decode batch 1']['tokens_per_second_median']:.0f} / "
+                f"{f['decode batch 16']['tokens_per_second_median']:.0f} tok/s, "
+                f"{percent(f['decode batch 1']['share_of_peak_median'])} / "
+                f"{percent(f['decode batch 16']['share_of_peak_median'])} of read bandwidth"
+            ),
+            "90 % of bandwidth",
+            A3B_8L,
+        ),
+        Row(
+            "prefill of 512 tokens, same model",
+            "cpu",
+            lambda f: (
+                f"{f['prefill 512']['tokens_per_second_median']:.0f} tok/s, "
+                f"{percent(f['prefill 512']['share_of_peak_median'])} of the int8 peak"
+            ),
+            "3x llama.cpp",
+            A3B_8L,
+        ),
+        Row(
+            "product 2560x3584 on 512 rows, int8 / int4 / bf16",
+            "ops",
+            lambda f: (
+                " / ".join(
+                    f"{f[f'linear bfloat16 x {kind} M=512 2560x3584']['gflop_per_second']:.0f}"
+                    for kind in ("int8", "int4", "bfloat16")
+                )
+                + " GFLOP/s"
+            ),
+        ),
+        Row(
+            "all-reduce of 8 KB between 8 processes",
+            "ops",
+            lambda f: f"{f['all_reduce 8 ranks, 8192 bytes']['microseconds']:.0f} us",
+        ),
+        Row(
+            "engine, host time per step, 256 sequences",
+            "scheduler",
+            lambda f: (
+                f"{f['256 running']['host_us_median']:.0f} us median, "
+                f"{f['256 running']['host_us_p99'] / 1e3:.1f} ms p99"
+            ),
+            "300 us, 1 ms",
+        ),
+        Row(
+            "api, streamed tokens per second of one process",
+            "api",
+            lambda f: f"{max(one['delivered_per_second'] for one in f.values()):,.0f}",
+            "500,000",
+        ),
+        Row(
+            "images prepared per second and core, 1024x768 JPEG",
+            "media",
+            lambda f: f"{f['image 1024x768']['images_per_second']:.0f}",
+            "200",
+        ),
+    ),
+}
+
+
+def update(root: Path = ROOT) -> list[Path]:
+    """Write every table anew; returns the files that changed."""
+    changed = []
+    for path, text in expected_pages(root).items():
+        if path.read_text() != text:
+            path.write_text(text)
+            changed.append(path)
+    return changed
+
+
+def expected_pages(root: Path = ROOT) -> dict[Path, str]:
+    """Every Markdown file that has tables, as it should read."""
+    results = read_results()
+    pages = {}
+    for path in _pages(root):
+        text = path.read_text()
+        if _BLOCK.search(text):
+            pages[path] = _BLOCK.sub(lambda match, at=path: _fill(match, results, at), text)
+    return pages
+
+
+def make_table(rows: Sequence[Row], results: Sequence[Result], page: Path) -> str:
+    """The Markdown of one table; links are relative to `page`."""
+    lines = list(_HEAD)
+    for row in rows:
+        matching = [result for result in results if row.is_from(result)]
+        if matching:
+            lines.append(_line(row, matching[-1], page))
+    return "\n".join(lines)
+
+
+def _line(row: Row, result: Result, page: Path) -> str:
+    link = os.path.relpath(result.path, page.parent)
+    command = result.command.replace(" --save", "")
+    return f"| {row.what} | {row.text(result.figures)} | {row.aim} | [`{command}`]({link}) |"
+
+
+def _fill(match: re.Match[str], results: Sequence[Result], page: Path) -> str:
+    if match[2] not in TABLES:
+        raise ValueError(f"{page} asks for the table '{match[2]}'; there are {', '.join(TABLES)}")
+    return f"{match[1]}{make_table(TABLES[match[2]], results, page)}\n{match[3]}"
+
+
+def _pages(root: Path) -> list[Path]:
+    folders = (root, *(path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] not in "._"))
+    found = [page for folder in folders for page in sorted(folder.glob("*.md"))]
+    return found + sorted(page for name in ("docs", "tests") for page in (root / name).glob("*/**/*.md"))
+
+
+if __name__ == "__main__":
+    for changed_page in update():
+        print(f"{changed_page.relative_to(ROOT)} is up to date", file=sys.stderr)
