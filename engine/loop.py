@@ -1,7 +1,9 @@
-"""The step loop: schedule, send, publish the step before, await the result, apply; and again.
+"""The step loop: schedule, send, publish the step before, await the oldest result, apply; and again.
 
-Publishing happens while the ranks compute, so they wait for scheduling alone. Requests of the api processes
-come in between steps and during them. Nothing here decides anything: who runs is scheduler.py's choice.
+With overlap two steps are on their way: while the ranks compute one, the next one waits at their door, so
+they never wait for us. Without, they wait while we apply and schedule; publishing happens while they compute
+either way. Requests of the api processes come in between steps and during them. Nothing here decides
+anything: who runs is scheduler.py's choice.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
+from dataclasses import dataclass
 
 from engine.errors import EngineError, RequestError
 from engine.gateway import ApiGateway
@@ -26,6 +30,15 @@ _REPORT_INTERVAL = 10.0  # seconds between lines in the log while busy
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Flight:
+    """A step that the ranks were given and have not answered."""
+
+    plan: StepPlan
+    sent: float  # monotonic seconds
+    num_tokens: int
+
+
 class StepLoop:
     """Drives the scheduler and the ranks until `stop`, or until the ranks fail."""
 
@@ -36,9 +49,14 @@ class StepLoop:
         gateway: ApiGateway,
         metrics: Metrics,
         media: MediaFiles,
+        overlap: bool = False,
     ) -> None:
+        """`overlap`: give the ranks a second step while they compute the first."""
         self._scheduler, self._group, self._gateway = scheduler, group, gateway
         self._metrics, self._media = metrics, media
+        self._most_flights = 2 if overlap else 1
+        self._flights: deque[Flight] = deque()  # the oldest first
+        self._last_sent = self._last_done = 0  # numbers of steps
         self._work = asyncio.Event()  # there may be something to do
         self._is_stopping = False
         self._pings: list[tuple[Client, int]] = []  # answered by the next step that ends
@@ -50,15 +68,18 @@ class StepLoop:
         try:
             while not self._is_stopping:
                 await self._turn()
+            while self._flights:
+                await self._finish_step()
         except EngineError as error:
             self._scheduler.fail_all(f"The engine failed: {error}.", 503)
             raise
         finally:
+            self._flights.clear()
             self._scheduler.fail_all("The server is shutting down.", 503)
             self._publish()
 
     def stop(self) -> None:
-        """Leave after the step in flight; requests that are still open end with an error."""
+        """Leave after the steps in flight; requests that are still open end with an error."""
         self._is_stopping = True
         self.wake()
 
@@ -67,29 +88,44 @@ class StepLoop:
         self._work.set()
 
     async def _turn(self) -> None:
-        """One step, or a wait for work."""
+        """Send a step if there is one, then wait: for the oldest step if no more may be sent, or for work."""
         if self._group.failure:
             raise self._group.failure
-        begin = time.monotonic()
-        plan = self._scheduler.schedule(begin) or (self._scheduler.probe() if self._pings else None)
-        if plan is None:
-            self._publish()
+        now = time.monotonic()
+        plan = self._scheduler.schedule(now) or self._probe()
+        if plan:
+            self._send(plan, now)
+        self._publish()
+        if plan:
+            self._scheduler.tidy()
+            if plan.chunks and len(self._flights) < self._most_flights:
+                return
+        if self._flights:
+            await self._finish_step()
+        else:
             self._work.clear()
             await self._work.wait()
-            return
-        self._group.send(plan)
-        self._publish()
-        self._scheduler.tidy()
-        await self._finish_step(plan, begin)
 
-    async def _finish_step(self, plan: StepPlan, begin: float) -> None:
+    def _probe(self) -> StepPlan | None:
+        """A step in flight proves as much as a probe."""
+        return self._scheduler.probe() if self._pings and not self._flights else None
+
+    def _send(self, plan: StepPlan, now: float) -> None:
+        self._group.send(plan)
+        self._flights.append(Flight(plan, now, self._scheduler.num_tokens_in_step))
+        self._last_sent = plan.step
+
+    async def _finish_step(self) -> None:
+        """Wait for the oldest step in flight and apply it."""
         result = await self._group.result()
+        flight = self._flights.popleft()
+        begin = max(flight.sent, self._last_step_end)  # the ranks had the step before to do first
         end = self._last_step_end = time.monotonic()
         self._scheduler.apply(result, end)
-        if plan.chunks:
-            num_tokens = self._scheduler.num_tokens_in_step
-            self._metrics.observe_step(end - begin, num_tokens, result)
-            self._report.count(num_tokens, len(result.tokens), end)
+        self._last_done = result.step
+        if flight.plan.chunks:
+            self._metrics.observe_step(end - begin, flight.num_tokens, result)
+            self._report.count(flight.num_tokens, len(result.tokens), end)
         self._answer_pings()
 
     def _publish(self) -> None:
@@ -101,11 +137,11 @@ class StepLoop:
         self._let_media_go(outbox)
 
     def _let_media_go(self, outbox: Outbox) -> None:
+        """Steps that were sent before a request ended may still read its files."""
         for sequence in outbox.finished:
             if sequence.media:
-                self._media.release(sequence.media)
-        # The ranks may be reading in the step just sent, but not files of requests that ended before it.
-        self._media.sweep()
+                self._media.release(sequence.media, self._last_sent)
+        self._media.sweep(self._last_done)
 
     # ------------------------------------------------------------------ what the api processes say
 

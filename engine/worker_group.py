@@ -12,6 +12,7 @@ import contextlib
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,7 +85,8 @@ class WorkerGroup:
         self._loaded: dict[int, RankLoaded] = {}
         self._ready: set[int] = set()
         self._changed = asyncio.Event()  # something of the above did
-        self._result: asyncio.Future[StepResult] | None = None  # of the step in flight
+        self._answers: deque[StepResult] = deque()  # arrived, and nobody has asked for them yet
+        self._awaited: asyncio.Future[None] | None = None  # done when the next one is there, or none will be
         self._is_stopping = False
         self._reader: SocketReader | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -151,17 +153,18 @@ class WorkerGroup:
     # ------------------------------------------------------------------ steps
 
     def send(self, plan: StepPlan) -> None:
-        """Give the plan to every rank; `result` then waits for the answer."""
-        self._result = asyncio.get_running_loop().create_future()
-        if self.failure:
-            self._result.set_exception(self.failure)
-            return
-        self._send_all(plan)
+        """Give the plan to every rank. They run plans in order, so several may be on their way."""
+        if not self.failure:
+            self._send_all(plan)
 
     async def result(self) -> StepResult:
-        """The answer of rank 0 to the plan sent last. Raises EngineError when the group failed."""
-        assert self._result is not None
-        return await self._result
+        """The answer of rank 0 to the oldest plan not answered yet. Raises EngineError when the group failed."""
+        while not self._answers:
+            if self.failure:
+                raise self.failure
+            self._awaited = asyncio.get_running_loop().create_future()
+            await self._awaited
+        return self._answers.popleft()
 
     def describe_silence(self) -> str:
         """Which ranks have not beaten for a second, for a health report; empty when all do."""
@@ -203,8 +206,8 @@ class WorkerGroup:
             self._fail(f"a rank sent a message that cannot be read: {error}", "")
             return
         if isinstance(message, StepResult):
-            if self._result and not self._result.done():
-                self._result.set_result(message)
+            self._answers.append(message)
+            self._wake_result()
             return
         if isinstance(message, RankFailed):
             self._fail(describe_failure(message), "" if _is_for_the_operator(message) else message.traceback)
@@ -260,10 +263,13 @@ class WorkerGroup:
             return
         self.failure = EngineError(sentence)
         log.error("%s%s", sentence, f"\n{details.rstrip()}" if details else "")
-        if self._result and not self._result.done():
-            self._result.set_exception(self.failure)
+        self._wake_result()
         self._changed.set()
         self._on_failure()
+
+    def _wake_result(self) -> None:
+        if self._awaited and not self._awaited.done():
+            self._awaited.set_result(None)
 
     def _send_all(self, message: ToWorker) -> None:
         """Encoded once. A socket without a peer refuses at once instead of blocking: that rank is dead."""

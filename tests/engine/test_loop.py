@@ -26,23 +26,24 @@ class Notes:
         self.events: list[Any] = []  # plans sent, outputs published, pongs, in order
         self.ponged = asyncio.Event()
         self.plans: asyncio.Queue[StepPlan] = asyncio.Queue()
-        self._result: asyncio.Future[StepResult] | None = None
+        self._answers: asyncio.Queue[StepResult | EngineError] = asyncio.Queue()
 
     def send(self, plan: StepPlan) -> None:
         self.events.append(plan)
         self.plans.put_nowait(plan)
-        self._result = asyncio.get_running_loop().create_future()
 
     async def result(self) -> StepResult:
-        return await self._result
+        answer = await self._answers.get()
+        if isinstance(answer, EngineError):
+            raise answer
+        return answer
 
     def finish_step(self, plan: StepPlan) -> None:
-        self._result.set_result(self.ranks.run(plan))
+        self._answers.put_nowait(self.ranks.run(plan))
 
     def fail(self, sentence: str) -> None:
         self.failure = EngineError(sentence)
-        if self._result and not self._result.done():
-            self._result.set_exception(self.failure)
+        self._answers.put_nowait(self.failure)
 
     def describe_silence(self) -> str:
         return self.silence

@@ -127,11 +127,21 @@ def test_file_goes_after_its_last_user_and_only_when_swept(tmp_path):
     media.hold([item])
     media.hold([item])
     media.release([item])
-    media.sweep()
+    media.sweep(0)
     assert (tmp_path / "m").exists()
     media.release([item])
     assert (tmp_path / "m").exists()
-    media.sweep()
+    media.sweep(0)
+    assert not (tmp_path / "m").exists()
+
+
+def test_file_stays_until_the_last_step_that_may_read_it_has_ended(tmp_path):
+    media, item = MediaFiles(tmp_path, 588), make_media(tmp_path)
+    media.hold([item])
+    media.release([item], last_step=7)
+    media.sweep(6)
+    assert (tmp_path / "m").exists()
+    media.sweep(7)
     assert not (tmp_path / "m").exists()
 
 
@@ -140,7 +150,7 @@ def test_file_that_found_a_new_user_before_the_sweep_stays(tmp_path):
     media.hold([item])
     media.release([item])
     media.hold([item])
-    media.sweep()
+    media.sweep(0)
     assert (tmp_path / "m").exists()
 
 
@@ -149,7 +159,7 @@ def test_files_of_a_refused_request_go_too(tmp_path):
     with pytest.raises(RequestError, match="has 5 bytes of patches, expected 2352"):
         media.hold([item])
     media.refuse([item])
-    media.sweep()
+    media.sweep(0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -162,7 +172,7 @@ def test_names_that_lead_elsewhere_are_refused_and_not_deleted(tmp_path, name):
     with pytest.raises(RequestError, match="impossible file name"):
         media.hold([item])
     media.refuse([item])
-    media.sweep()
+    media.sweep(0)
     assert (tmp_path / "secret").exists()
 
 
