@@ -158,7 +158,7 @@ class WorkerGroup:
             self._send_all(plan)
 
     async def result(self) -> StepResult:
-        """The answer of rank 0 to the oldest plan not answered yet. Raises EngineError when the group failed."""
+        """Rank 0's answer to the oldest plan not answered yet. Raises EngineError when the group failed."""
         while not self._answers:
             if self.failure:
                 raise self.failure
