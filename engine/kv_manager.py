@@ -1,28 +1,36 @@
 """Gives sequences their KV blocks, on demand or out of the prefix cache, and takes them back.
 
 The only file that changes a sequence's block table. Which blocks are free is in block_pool.py, what the full
-ones hold is in prefix_cache.py; who has to give way when there are none is the scheduler's decision.
+ones hold is in prefix_cache.py, what lies in host memory is in swap_tier.py; who has to give way when there
+are none is the scheduler's decision.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from engine.block_pool import BlockId, BlockPool
 from engine.errors import EngineError
-from engine.prefix_cache import PrefixCache, extend_keys
+from engine.prefix_cache import BlockKey, PrefixCache, extend_keys
 from engine.sequence import Sequence
+from engine.swap_tier import SwapTier
+
+Prefix = list[BlockId | None]  # cached blocks that a prompt begins with; None: it comes back from host memory
 
 
 class KVManager:
-    """Block tables of all sequences. Without `caches_prefixes` no block is ever shared."""
+    """Block tables of all sequences. Without `caches_prefixes` no block is ever shared, nor swapped."""
 
-    def __init__(self, num_blocks: int, block_size: int, caches_prefixes: bool = False) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, caches_prefixes: bool = False, num_host_blocks: int = 0
+    ) -> None:
         self.block_size = block_size  # tokens per block
         self.pool = BlockPool(num_blocks)
         self.cache = PrefixCache()
         self.caches_prefixes = caches_prefixes
+        self.swap = SwapTier(num_host_blocks if caches_prefixes else 0)
+        self.recompute_seconds = 0.0  # that computing one block takes; 0.0: not known yet
 
     # ------------------------------------------------------------------ looking
 
@@ -37,17 +45,25 @@ class KVManager:
         """Whether a sequence of this length fits when it is alone."""
         return self.num_blocks_for(num_tokens) <= self.pool.num_blocks
 
-    def find_prefix(self, sequence: Sequence) -> list[BlockId]:
+    def find_prefix(self, sequence: Sequence) -> Prefix:
         """Cached blocks that a waiting sequence may begin with; they leave at least one token to compute."""
         if not self.caches_prefixes:
             return []
         extend_keys(sequence, self.block_size)
         at_most = (sequence.num_tokens - 1) // self.block_size
-        return self.cache.find(sequence.block_keys[:at_most])
+        keys = sequence.block_keys[:at_most]
+        found: Prefix = [*self.cache.find(keys)]
+        if len(self.swap) and self.swap.beats(self.recompute_seconds):
+            for key in keys[len(found) :]:
+                on_device = self.cache.find((key,))
+                if not on_device and self.swap.find(key) is None:
+                    break
+                found.append(on_device[0] if on_device else None)
+        return found
 
-    def num_needed_from_free(self, sequence: Sequence, prefix: list[BlockId]) -> int:
+    def num_needed_from_free(self, sequence: Sequence, prefix: Prefix) -> int:
         """How many free blocks a waiting sequence takes for all its tokens when it begins with `prefix`."""
-        num_idle = sum(not self.pool.has_owner(block_id) for block_id in prefix)
+        num_idle = sum(block_id is None or not self.pool.has_owner(block_id) for block_id in prefix)
         return self.num_blocks_for(sequence.num_tokens) - len(prefix) + num_idle
 
     def num_promised_blocks(self, running: Iterable[Sequence]) -> int:
@@ -60,20 +76,47 @@ class KVManager:
 
     # ------------------------------------------------------------------ giving and taking
 
-    def begin_with(self, sequence: Sequence, prefix: list[BlockId]) -> None:
-        """The cached blocks become the beginning of an empty block table, and count as computed."""
+    def begin_with(self, sequence: Sequence, prefix: Prefix) -> None:
+        """The cached blocks become the beginning of an empty block table, and count as computed.
+
+        The caller has made sure that there are free blocks for those that come back from host memory.
+        """
         for block_id in prefix:
-            self.pool.share(block_id)
-        sequence.block_ids = list(prefix)
+            if block_id is not None:
+                self.pool.share(block_id)
+        returned = self._bring_back(
+            [key for key, one in zip(sequence.block_keys, prefix, strict=False) if one is None]
+        )
+        sequence.block_ids = [next(returned) if one is None else one for one in prefix]
         sequence.num_slots = len(prefix) * self.block_size
         sequence.num_computed_tokens = sequence.num_slots
 
+    def _bring_back(self, keys: list[BlockKey]) -> Iterator[BlockId]:
+        """Fill free blocks from host memory; the ranks do it before the step computes."""
+        self.swap.keep(keys)
+        taken = self._take(len(keys))
+        assert taken is not None
+        for key, block_id in zip(keys, taken, strict=True):
+            self.swap.bring_back(key, block_id)
+            self.cache.enter(key, block_id)
+        return iter(taken)
+
+    def _take(self, count: int) -> list[BlockId] | None:
+        """Free blocks whose content may be overwritten: what is worth it is saved in host memory first."""
+        taken = self.pool.try_take(count)
+        if taken and len(self.cache):
+            if self.swap.num_blocks and self.swap.beats(self.recompute_seconds):
+                for block_id in taken:
+                    if key := self.cache.key_of(block_id):
+                        self.swap.save(key, block_id)
+            self.cache.forget(taken)
+        return taken
+
     def try_extend(self, sequence: Sequence, num_tokens: int) -> list[BlockId] | None:
         """Make room for the first `num_tokens` tokens; returns the blocks added, None if there is no room."""
-        taken = self.pool.try_take(self.num_missing_blocks(sequence, num_tokens))
+        taken = self._take(self.num_missing_blocks(sequence, num_tokens))
         if taken is None:
             return None
-        self.cache.forget(taken)
         sequence.block_ids += taken
         sequence.num_slots = len(sequence.block_ids) * self.block_size
         return taken
@@ -118,6 +161,7 @@ class KVManager:
                 raise EngineError(f"request {sequence.request_id} is not running but holds KV blocks")
         self.pool.recount(owners)
         self.cache.recount(running)
+        self.swap.recount()
         for sequence in running:
             self._check_nobody_else_writes(sequence, owners)
 

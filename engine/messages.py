@@ -155,10 +155,11 @@ ToApi = TokenBatch | Pong | EngineState
 # engine -> workers --------------------------------------------------------------------------------
 
 
-class StartServing(msgspec.Struct, frozen=True, tag="start"):
+class StartServing(msgspec.Struct, frozen=True, tag="start", omit_defaults=True):
     """Allocate this many KV blocks, the same on every rank, then answer RankReady."""
 
     num_blocks: int
+    num_host_blocks: int = 0  # places in host memory for blocks that had to leave
 
 
 class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -182,8 +183,10 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, tag="plan", omit_defaults=True):
-    """One step, as changes to the ranks' mirror: drop, then add, then compute the chunks in order.
+    """One step, as changes to the ranks' mirror: drop, add, copy blocks, then compute the chunks in order.
 
+    All blocks go out to host memory before any comes in, and all copies are made before the step computes:
+    a block may go out and be overwritten in one step. Why no other order is needed is in engine/swap_tier.py.
     A plan without chunks is a health probe: ranks meet at a barrier and rank 0 answers.
     """
 
@@ -191,6 +194,8 @@ class StepPlan(msgspec.Struct, frozen=True, tag="plan", omit_defaults=True):
     chunks: list[Chunk] = []
     added: list[NewSequence] = []
     dropped: list[int] = []  # finished, aborted or preempted
+    swap_out: list[tuple[int, int]] = []  # KV block, place in host memory
+    swap_in: list[tuple[int, int]] = []  # place in host memory, KV block
 
 
 class StopServing(msgspec.Struct, frozen=True, tag="stop"):
@@ -216,6 +221,7 @@ class RankLoaded(msgspec.Struct, frozen=True, tag="loaded", omit_defaults=True):
     weight_bytes: int
     load_seconds: float
     device: str
+    max_host_blocks: int = 0  # that --swap-space has room for
 
 
 class RankReady(msgspec.Struct, frozen=True, tag="ready"):
@@ -235,6 +241,8 @@ class StepResult(msgspec.Struct, frozen=True, tag="result", omit_defaults=True):
     encode_seconds: float = 0.0
     num_encoded_patches: int = 0
     num_cached_patches: int = 0  # of media whose features were there already
+    num_swapped_blocks: int = 0  # copied, out and in
+    swap_seconds: float = 0.0
 
 
 class RankFailed(msgspec.Struct, frozen=True, tag="failed"):

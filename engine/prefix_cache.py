@@ -52,6 +52,9 @@ class PrefixCache:
             found.append(entry[1])
         return found
 
+    def key_of(self, block_id: BlockId) -> BlockKey | None:
+        return self._by_block.get(block_id)
+
     def enter(self, key: BlockKey, block_id: BlockId) -> None:
         """`block_id` holds what `key` says. The first block that does is the one that gets shared."""
         if key.hash not in self._by_hash and block_id not in self._by_block:

@@ -21,7 +21,7 @@ from engine.deadlines import Deadlines
 from engine.draft import StepDraft
 from engine.errors import EngineError, RequestError
 from engine.fairness import Accounts
-from engine.kv_manager import KVManager
+from engine.kv_manager import KVManager, Prefix
 from engine.messages import (
     AddRequest,
     Chunk,
@@ -51,13 +51,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, config: ServerConfig, num_blocks: int, eos_token_ids: Iterable[int], vocab_size: int
+        self,
+        config: ServerConfig,
+        num_blocks: int,
+        eos_token_ids: Iterable[int],
+        vocab_size: int,
+        num_host_blocks: int = 0,
     ) -> None:
         self.config = config
         self.limits = Limits(
             config.max_model_len, num_blocks * config.block_size, vocab_size, frozenset(eos_token_ids)
         )
-        self.kv = KVManager(num_blocks, config.block_size, config.enable_prefix_caching)
+        self.kv = KVManager(num_blocks, config.block_size, config.enable_prefix_caching, num_host_blocks)
         self.accounts = Accounts(config.tenant_weights)
         self.waiting = WaitingQueue(config.max_waiting, self.accounts)
         self.running: list[Sequence] = []  # by seniority: blocks are taken from those behind
@@ -158,6 +163,8 @@ class Scheduler:
         self._samples_in_flight = None
         self.log.finish(result, now)
         self.pacing.observe(result.compute_seconds, self._num_prefill_tokens)
+        self.kv.swap.observe(result.num_swapped_blocks, result.swap_seconds)
+        self.kv.recompute_seconds = self.pacing.token_seconds * self.config.block_size
         for encoded in self._encoding:
             encoded.encode_seconds += result.encode_seconds
         self._remember_blocks()
@@ -328,11 +335,11 @@ class Scheduler:
             sequence.tried_at, sequence.waits_for = pool.num_freed, "blocks"
             return False
         self._admit(sequence, prefix, draft)
-        self._plan_chunk(sequence, num_tokens, draft, budget, prefix)
+        self._plan_chunk(sequence, num_tokens, draft, budget, tuple(sequence.block_ids))
         budget.num_admissions -= 1
         return True
 
-    def _admit(self, sequence: Sequence, prefix: list[BlockId], draft: StepDraft) -> None:
+    def _admit(self, sequence: Sequence, prefix: Prefix, draft: StepDraft) -> None:
         self.waiting.drop(sequence)
         self.kv.begin_with(sequence, prefix)
         sequence.num_tokens_at_admission = sequence.num_computed_tokens
@@ -391,7 +398,7 @@ class Scheduler:
         self._num_prefill_tokens = draft.num_prefill_tokens
         self._encoding = draft.encoding
         dropped, self._dropped = self._dropped, []
-        return StepPlan(self._num_steps, draft.chunks, draft.added, dropped)
+        return StepPlan(self._num_steps, draft.chunks, draft.added, dropped, *self.kv.swap.take_copies())
 
     # ------------------------------------------------------------------ beginnings and ends
 

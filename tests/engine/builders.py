@@ -34,10 +34,11 @@ def make_request(request_id: str, prompt_len: int = 4, max_tokens: int = 4, **ch
 class SchedulerWorld:
     """A scheduler, the ranks it plans for, and everything it has said."""
 
-    def __init__(self, num_blocks: int, vocab_size: int, **config: Any) -> None:
+    def __init__(self, num_blocks: int, vocab_size: int, num_host_blocks: int = 0, **config: Any) -> None:
         self.config = make_config(**config)
-        self.scheduler = Scheduler(self.config, num_blocks, [EOS], vocab_size)
+        self.scheduler = Scheduler(self.config, num_blocks, [EOS], vocab_size, num_host_blocks)
         self.ranks = RankMirror(num_blocks, self.config.block_size, vocab_size)
+        self.ranks.num_host_blocks = num_host_blocks
         self.now = 100.0
         self.outputs: dict[str, list[RequestOutput]] = {}
         self._num_added = 0
@@ -111,5 +112,5 @@ class SchedulerWorld:
 
 
 def make_scheduler(num_blocks: int = 64, vocab_size: int = 10_000, **config: Any) -> SchedulerWorld:
-    """`config` changes fields of make_config."""
+    """`config` changes fields of make_config, or is num_host_blocks."""
     return SchedulerWorld(num_blocks, vocab_size, **config)

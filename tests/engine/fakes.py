@@ -50,6 +50,8 @@ class RankMirror:
         self.num_blocks, self.block_size, self.vocab_size = num_blocks, block_size, vocab_size
         self.sequences: dict[int, MirrorSequence] = {}
         self.slots: dict[int, int] = {}  # slot -> the history written there
+        self.host: dict[int, list[int | None]] = {}  # place in host memory -> what the slots of a block held
+        self.num_host_blocks = 1 << 30
         self.check_slots = check_slots
         self.encode_seconds = 0.0  # what every step says it took
         self.step = 0
@@ -64,12 +66,32 @@ class RankMirror:
             self.sequences[new.seq_id] = MirrorSequence(
                 list(new.token_ids), new.num_computed_tokens, list(new.media)
             )
+        self._copy_blocks(plan)
         self._hand_out_blocks(plan)
         tokens = [self._compute(chunk) for chunk in plan.chunks]
-        return StepResult(plan.step, [token for token in tokens if token], encode_seconds=self.encode_seconds)
+        return StepResult(
+            plan.step,
+            [token for token in tokens if token],
+            encode_seconds=self.encode_seconds,
+            num_swapped_blocks=len(plan.swap_out) + len(plan.swap_in),
+        )
 
     def next_token(self, sequence: MirrorSequence) -> int:
         return sequence.digest % self.vocab_size
+
+    def _copy_blocks(self, plan: StepPlan) -> None:
+        """Out first, then in; nothing may be copied to one place twice."""
+        for block, place in plan.swap_out:
+            assert 0 <= place < self.num_host_blocks, f"there is no place {place} in host memory"
+            self.host[place] = [self.slots.get(slot) for slot in self._slots_of(block)]
+        for place, block in plan.swap_in:
+            self.slots.update(zip(self._slots_of(block), self.host[place], strict=True))
+        for copies in (plan.swap_out, plan.swap_in):
+            targets = [target for _, target in copies]
+            assert len(set(targets)) == len(targets), f"two copies to one place: {copies}"
+
+    def _slots_of(self, block: int) -> range:
+        return range(block * self.block_size, (block + 1) * self.block_size)
 
     def _hand_out_blocks(self, plan: StepPlan) -> None:
         for chunk in plan.chunks:

@@ -120,6 +120,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_encoder_tokens_per_step=st.sampled_from([1, 6, 100]),
         max_prefill_tokens_per_step=st.sampled_from([0, 2, 7]),
         enable_prefix_caching=st.booleans(),
+        num_host_blocks=st.sampled_from([0, 1, 7, 40]),
     )
     def begin(self, vocab_size: int, **config) -> None:
         self.game = Game(vocab_size, **config)
@@ -176,14 +177,16 @@ TestWhatHypothesisTries.settings = settings(
 
 
 def test_any_of_100_000_steps_leaves_the_books_right_and_every_output_its_own(rand: Rand) -> None:
-    num_steps = num_cached = num_preempted = 0
+    num_steps = num_cached = num_preempted = num_swapped = 0
     while num_steps < NUM_STEPS:
         game = throw_dice(rand)
         game.finish()
         num_steps += game.num_steps
         num_cached += game.num_cached_tokens
         num_preempted += game.world.scheduler.num_preemptions
+        num_swapped += game.world.scheduler.kv.swap.num_returned
     assert num_cached > num_steps / 20 and num_preempted > num_steps / 200, (num_cached, num_preempted)
+    assert num_swapped > num_steps / 100, num_swapped
 
 
 def throw_dice(rand: Rand) -> Game:
@@ -196,6 +199,7 @@ def throw_dice(rand: Rand) -> Game:
         max_encoder_tokens_per_step=dice.choice([1, 6, 100]),
         max_prefill_tokens_per_step=dice.choice([0, 2, 7]),
         enable_prefix_caching=dice.random() < 0.8,
+        num_host_blocks=dice.choice([0, 2, 16, 60]),
     )
     busy = dice.choice([0.1, 0.2, 0.4])
     for _ in range(STEPS_PER_GAME):
