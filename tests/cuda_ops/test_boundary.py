@@ -163,8 +163,8 @@ class OnCuda:
         return capsule
 
 
-def test_a_tensor_on_a_gpu_is_named_with_its_device():
+def test_a_tensor_on_a_gpu_among_tensors_on_the_cpu_is_named_with_its_device():
     with pytest.raises(
-        ValueError, match="cast: x is on cuda:1 but this build of cuda_ops has CPU bodies only"
+        ValueError, match="cast: out is on cuda:1 but the first tensor is on the CPU: move one of them"
     ):
-        cuda_ops.cast(OnCuda(ones(4)), ones(4))
+        cuda_ops.cast(ones(4), OnCuda(ones(4)))

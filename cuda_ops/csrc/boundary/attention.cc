@@ -41,8 +41,8 @@ void segment_attention(TensorView qkv, TensorView segment_starts, double scale, 
                                     float(scale), data_of(out), P, heads, hd));
 }
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(paged_attention, paged_attention);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(segment_attention, segment_attention);
+OCTET_EXPORT_OP(paged_attention, paged_attention)
+OCTET_EXPORT_OP(segment_attention, segment_attention)
 
 }  // namespace
 }  // namespace octet

@@ -36,9 +36,9 @@ void normalize_pixels(TensorView patches, TensorView mean, TensorView std, Tenso
                                    dtype_of(out), data_of(out), P, features));
 }
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(embed_tokens, embed_tokens);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(scatter_rows, scatter_rows);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(normalize_pixels, normalize_pixels);
+OCTET_EXPORT_OP(embed_tokens, embed_tokens)
+OCTET_EXPORT_OP(scatter_rows, scatter_rows)
+OCTET_EXPORT_OP(normalize_pixels, normalize_pixels)
 
 }  // namespace
 }  // namespace octet

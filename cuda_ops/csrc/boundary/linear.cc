@@ -40,8 +40,8 @@ void set_threads(int64_t num_threads) {
   set_num_threads(int(num_threads));
 }
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, linear);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(cast, cast);
+OCTET_EXPORT_OP(linear, linear)
+OCTET_EXPORT_OP(cast, cast)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_num_threads, set_threads);
 
 }  // namespace

@@ -35,8 +35,7 @@ void moe_experts(TensorView x, TensorView expert_ids, TensorView expert_weights,
   check(expert_ids, "expert_ids", {&M, &k}, kInt32)(expert_weights, "expert_weights", {&M, &k}, kFloat32);
   check.same_type(x, "x", out, "out");
   const auto weight = [&](size_t i, const std::string& name, Dim& rows, Dim& columns) {
-    const bool has_scales =
-        WeightKind(kinds[i]) == WeightKind::int8 || WeightKind(kinds[i]) == WeightKind::int4;
+    const bool has_scales = kinds[i] >= int64_t(WeightKind::int8);  // packed kinds are larger still
     const Optional<TensorView> scale =
         has_scales ? Optional<TensorView>(TensorView(scales[i])) : std::nullopt;
     return check_weight(check, name.c_str(), kinds[i], TensorView(data[i]), scale, groups[i], &E, rows,
@@ -56,8 +55,8 @@ void moe_experts(TensorView x, TensorView expert_ids, TensorView expert_weights,
                               data_of(out), M, H, k));
 }
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(route_experts, route_experts);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(moe_experts, moe_experts);
+OCTET_EXPORT_OP(route_experts, route_experts)
+OCTET_EXPORT_OP(moe_experts, moe_experts)
 
 }  // namespace
 }  // namespace octet

@@ -51,10 +51,10 @@ void silu_mul(TensorView gate_up, TensorView out) {
   check.done(cpu::silu_mul(dtype_of(out), data_of(gate_up), data_of(out), M, I));
 }
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(add_rms_norm, add_rms_norm);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(layer_norm, layer_norm);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_mul, silu_mul);
+OCTET_EXPORT_OP(rms_norm, rms_norm)
+OCTET_EXPORT_OP(add_rms_norm, add_rms_norm)
+OCTET_EXPORT_OP(layer_norm, layer_norm)
+OCTET_EXPORT_OP(silu_mul, silu_mul)
 
 }  // namespace
 }  // namespace octet

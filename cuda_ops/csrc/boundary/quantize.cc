@@ -29,8 +29,8 @@ void quantize_int4(TensorView weight, int64_t group, TensorView data, TensorView
                                 data_of<BF16>(scales), N, K));
 }
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantize_int8, quantize_int8);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantize_int4, quantize_int4);
+OCTET_EXPORT_OP(quantize_int8, quantize_int8)
+OCTET_EXPORT_OP(quantize_int4, quantize_int4)
 
 }  // namespace
 }  // namespace octet

@@ -44,9 +44,9 @@ void vision_rope(TensorView qkv, TensorView row_col, double theta) {
       cpu::vision_rope(dtype_of(qkv), data_of(qkv), data_of<int32_t>(row_col), float(theta), P, heads, hd));
 }
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_angles, rope_angles);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_write_kv, rope_write_kv);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(vision_rope, vision_rope);
+OCTET_EXPORT_OP(rope_angles, rope_angles)
+OCTET_EXPORT_OP(rope_write_kv, rope_write_kv)
+OCTET_EXPORT_OP(vision_rope, vision_rope)
 
 }  // namespace
 }  // namespace octet

@@ -16,6 +16,7 @@
 #include <string>
 
 #include "../include/weight_view.h"
+#include "dispatch.h"
 #include "status.h"
 
 namespace octet {
@@ -58,12 +59,12 @@ enum Types : unsigned {
 
 class Checks {
  public:
-  explicit Checks(const char* op) : op_(op) {}
+  explicit Checks(const char* op);
 
   // Shape, type, layout and device of one tensor; unbound Dims take their value here.
   const Checks& operator()(const TensorView& tensor, const char* name, std::initializer_list<Dim*> shape,
                            unsigned types) const {
-    require_cpu(tensor, name);
+    require_place(tensor, name);
     if (!has_shape(tensor, shape) || !(type_of(tensor) & types)) {
       fail(std::string(name) + " must be " + shape_text(shape) + " " + types_text(types) + ", got " +
            actual_text(tensor));
@@ -76,7 +77,7 @@ class Checks {
 
   // Any shape of `size` elements.
   void flat(const TensorView& tensor, const char* name, Dim& size, unsigned types) const {
-    require_cpu(tensor, name);
+    require_place(tensor, name);
     if (!size.accepts(tensor.numel()) || !(type_of(tensor) & types)) {
       fail(std::string(name) + " must be " + size.text() + " elements of " + types_text(types) + ", got " +
            actual_text(tensor));
@@ -97,9 +98,7 @@ class Checks {
   }
 
   // The end of every boundary function: nullptr passes, words are raised.
-  void done(Status status) const {
-    if (status) fail(status);
-  }
+  void done(Status status) const;
 
   [[noreturn]] void fail(const std::string& what) const {
     TVM_FFI_THROW(ValueError) << op_ << ": " << what;
@@ -119,14 +118,8 @@ class Checks {
   }
 
  private:
-  void require_cpu(const TensorView& tensor, const char* name) const {
-    if (tensor.device().device_type == kDLCPU) return;
-    const int type = tensor.device().device_type;
-    const std::string device = type == kDLCUDA ? "cuda:" + std::to_string(tensor.device().device_id)
-                                               : "device type " + std::to_string(type);
-    fail(std::string(name) + " is on " + device +
-         " but this build of cuda_ops has CPU bodies only: copy it to the CPU first");
-  }
+  // Defined by each library: on the CPU in boundary/place.cc, on the device in gpu_boundary/place.cc.
+  void require_place(const TensorView& tensor, const char* name) const;
 
   static bool has_shape(const TensorView& tensor, std::initializer_list<Dim*> shape) {
     if (tensor.ndim() != int32_t(shape.size())) return false;
