@@ -6,7 +6,7 @@ sources, flags and compiler. `python -m cuda_ops.build` does the same with progr
 The cache is `$OCTET_CACHE/ops` (default `~/.cache/octet/ops`). Each library sits in a folder named by the
 hash of what it was made from; it is built beside and renamed into place, under a file lock, so ranks that
 start together build once and a killed build leaves nothing half written. Object files are kept the same
-way, so that a changed source recompiles alone.
+way, each named by what it was made from (includes.py): a changed file recompiles only what includes it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cuda_ops.ffi import import_tvm_ffi
+from cuda_ops.includes import files_behind
 
 SOURCE = Path(__file__).parent / "csrc"
 HEADERS = ("include", "common", "cpu")  # folders of csrc/
@@ -174,8 +175,8 @@ def _object_path(source: Path, target: Target, compiler: str) -> Path:
     digest = hashlib.sha256()
     for part in (*_compile_flags(source, target), *_linked_against(), _compiler_version(compiler)):
         digest.update(part.encode() + b"\0")
-    for path in (*_files(HEADERS, "*.h"), source):
-        digest.update(str(path.relative_to(SOURCE)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in files_behind(source):
+        digest.update(str(path.relative_to(SOURCE.resolve())).encode() + b"\0" + path.read_bytes() + b"\0")
     return cache_folder() / "objects" / f"{source.stem}-{digest.hexdigest()[:20]}.o"
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from .build import NUM_JOBS, BuildError, cache_folder, find_compiler, locked
+from .includes import files_behind
 
 SOURCE = Path(__file__).parent / "csrc"
 FLAGS = ("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
@@ -189,16 +190,10 @@ def _flags(source: Path) -> tuple[str, ...]:
 
 
 def _key(source: Path) -> str:
-    """Hash of a source, all headers it could include, and its flags."""
+    """Hash of a source, what it includes, and its flags."""
     digest = hashlib.sha256(" ".join(_flags(source)).encode())
-    headers = [path for path in sorted(SOURCE.rglob("*")) if path.suffix in (".hpp", ".cuh", ".h")]
-    for path in (source, *headers):
-        if (
-            path.parent.name in ("emulate", "gpu", "include")
-            or path.name in ("status.h", "bf16.h")
-            or path == source
-        ):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in files_behind(source, INCLUDES):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:20]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cuda_ops import build
+from cuda_ops import build, includes
 
 ROOT = Path(__file__).parents[2]
 FULL = frozenset(build.AVX512 + build.AVX512_EXTRA + build.AVX2)
@@ -66,7 +66,7 @@ def test_a_second_start_uses_the_library_that_is_there(small_source):
     assert build.library_path("generic", lines.append) == first and lines == []
 
 
-def test_a_changed_source_alone_is_compiled_again_and_a_changed_header_all(small_source):
+def test_a_changed_file_recompiles_what_includes_it_and_nothing_else(small_source):
     first = build.library_path("generic")
     (small_source / "cpu" / "one.cc").write_text('extern "C" int one() { return 11; }\n')
     lines: list[str] = []
@@ -75,7 +75,24 @@ def test_a_changed_source_alone_is_compiled_again_and_a_changed_header_all(small
     (small_source / "include" / "two.h").write_text("#define TWO 22\n")
     lines.clear()
     build.library_path("generic", lines.append)
-    assert "2 of 2 files to compile" in lines[0]
+    assert "1 of 2 files to compile" in lines[0]
+
+
+def test_an_object_depends_on_headers_of_headers_and_on_those_of_an_include_folder(tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (tmp_path / "a.cc").write_text('#include <vector>\n#  include "b.h"\n// #include "unrelated.h"\n')
+    (tmp_path / "b.h").write_text("#pragma once\n#include <far.h>\n")
+    (folder / "far.h").write_text('#include "../b.h"\n')  # a circle ends
+    (tmp_path / "unrelated.h").write_text("")
+    names = [path.name for path in includes.files_behind(tmp_path / "a.cc", [folder])]
+    assert sorted(names) == ["a.cc", "b.h", "far.h"]
+
+
+def test_every_header_of_the_ops_is_included_by_some_source():
+    sources = build._files(build.SOURCES, "*.cc")
+    behind = {path for source in sources for path in includes.files_behind(source)}
+    assert not set(build._files(build.HEADERS, "*.h")) - behind
 
 
 def test_a_broken_source_reports_the_compilers_words_and_leaves_nothing_half_built(small_source):
