@@ -20,6 +20,7 @@ import cuda_ops
 from engine.messages import Chunk, NewSequence, SampledToken, SamplingParams, StepPlan, StepResult
 from engine.model_config import ModelConfig
 from tests.workers.builders import Prompt, RawWeights, place_weights
+from workers.device.base import Device
 from workers.device.paddle import PaddleCpu
 from workers.runner import Runner
 
@@ -65,7 +66,8 @@ class TurnGroup:
 class RankThreads:
     """`world` devices whose ranks run the same function, each on its thread."""
 
-    def __init__(self, world: int) -> None:
+    def __init__(self, world: int, open_device: Callable[..., Device] = PaddleCpu) -> None:
+        """`open_device` takes rank, world and group."""
         self._turn = threading.Lock()
         self._pool = ThreadPoolExecutor(world)
         with tempfile.TemporaryDirectory() as folder:
@@ -74,17 +76,17 @@ class RankThreads:
                 self._pool.map(lambda rank: self._open_group(path, rank, world), range(world))
             )
         self.devices = [
-            PaddleCpu(rank, world, group if world > 1 else None) for rank, group in enumerate(self._groups)
+            open_device(rank, world, group if world > 1 else None) for rank, group in enumerate(self._groups)
         ]
 
-    def run(self, function: Callable[[PaddleCpu], Result]) -> list[Result]:
+    def run(self, function: Callable[[Device], Result]) -> list[Result]:
         """The results in rank order; the first error of any rank is raised."""
         return list(self._pool.map(lambda device: self._run_in_turn(function, device), self.devices))
 
     def _open_group(self, path: Path, rank: int, world: int) -> TurnGroup:
         return TurnGroup(cuda_ops.SharedMemoryGroup(path, rank, world, timeout=60.0), self._turn)
 
-    def _run_in_turn(self, function: Callable[[PaddleCpu], Result], device: PaddleCpu) -> Result:
+    def _run_in_turn(self, function: Callable[[Device], Result], device: Device) -> Result:
         with self._turn:
             try:
                 return function(device)
@@ -106,14 +108,15 @@ class Ranks:
         dtype: str = "",
         num_blocks: int = 256,
         block_size: int = BLOCK_SIZE,
+        open_device: Callable[..., Device] = PaddleCpu,
         **runner_options: Any,
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self._threads = RankThreads(world)
+        self._threads = RankThreads(world, open_device)
         dtype = dtype or config.dtype
 
-        def make(device: PaddleCpu) -> Runner:
+        def make(device: Device) -> Runner:
             return Runner(
                 config,
                 place_weights(raw, config, device, dtype),

@@ -1,4 +1,4 @@
-"""What the workers ask of a device, on the CPU implementation."""
+"""What the workers ask of a device, on the CPU of each framework."""
 
 from __future__ import annotations
 
@@ -16,16 +16,27 @@ from tests.workers.engine_side import ROOT
 from tests.workers.ranks import RankThreads
 from workers.device import open_device
 from workers.device.bfloat16 import bits_from_float32, float32_from_bits
+from workers.device.host import HostDevice
 from workers.device.paddle import PaddleCpu
 from workers.model.workspace import Workspace
 
 
+@pytest.fixture(params=["paddle", "torch"])
+def framework(request: pytest.FixtureRequest) -> type[HostDevice]:
+    if request.param == "paddle":
+        return PaddleCpu
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    from workers.device.torch import TorchCpu
+
+    return TorchCpu
+
+
 @pytest.fixture
-def device() -> PaddleCpu:
-    return PaddleCpu()
+def device(framework: type[HostDevice]) -> HostDevice:
+    return framework()
 
 
-def test_every_bfloat16_survives_the_way_through_the_device(device: PaddleCpu):
+def test_every_bfloat16_survives_the_way_through_the_device(device: HostDevice):
     bits = np.arange(65536, dtype=np.uint16)
     bits = bits[np.isfinite(float32_from_bits(bits))]
     values = device.download(device.upload(bits, "bfloat16"))
@@ -41,19 +52,19 @@ def test_fp32_becomes_the_nearest_bfloat16_with_ties_to_even():
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "float32"])
-def test_arrays_come_back_as_they_went(device: PaddleCpu, rand: Rand, dtype: str):
+def test_arrays_come_back_as_they_went(device: HostDevice, rand: Rand, dtype: str):
     array = rand.numpy.integers(0, 100, (3, 5)).astype(dtype)
     assert_same_bits(device.download(device.upload(array)), array)
 
 
-def test_wrong_type_is_refused_and_not_converted(device: PaddleCpu):
+def test_wrong_type_is_refused_and_not_converted(device: HostDevice):
     with pytest.raises(TypeError, match="cannot upload int64 as int32"):
         device.upload(np.zeros(3, np.int64), "int32")
     with pytest.raises(TypeError, match="uint16"):
         device.upload(np.zeros(3, np.uint16))
 
 
-def test_view_and_slice_share_memory(device: PaddleCpu):
+def test_view_and_slice_share_memory(device: HostDevice):
     tensor = device.upload(np.zeros((4, 6), np.float32))
     device.add(device.view(tensor, (8, 3))[2:4], device.upload(np.ones((2, 3), np.float32)))
     expected = np.zeros((4, 6), np.float32)
@@ -61,24 +72,24 @@ def test_view_and_slice_share_memory(device: PaddleCpu):
     assert_same_bits(device.download(tensor), expected)
 
 
-def test_view_of_nothing_keeps_the_shape(device: PaddleCpu):
+def test_view_of_nothing_keeps_the_shape(device: HostDevice):
     assert list(device.view(device.empty((0, 6), "float32"), (0, 2, 3)).shape) == [0, 2, 3]
 
 
-def test_bfloat16_sum_is_rounded_once(device: PaddleCpu, rand: Rand):
+def test_bfloat16_sum_is_rounded_once(device: HostDevice, rand: Rand):
     x, y = (float32_from_bits(bits_from_float32(rand.normal(5000, 3))) for _ in range(2))
     total = device.upload(x, "bfloat16")
     device.add(total, device.upload(y, "bfloat16"))
     assert_same_bits(device.download(total), float32_from_bits(bits_from_float32(x + y)))
 
 
-def test_column_shards_lie_side_by_side(device: PaddleCpu):
+def test_column_shards_lie_side_by_side(device: HostDevice):
     parts = np.arange(12, dtype=np.float32).reshape(2, 3, 2)  # 2 ranks, 3 rows, 2 columns each
     merged = device.download(device.merge_columns(device.upload(parts)))
     assert merged.tolist() == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
 
 
-def test_collectives_do_nothing_for_one_rank(device: PaddleCpu, rand: Rand):
+def test_collectives_do_nothing_for_one_rank(device: HostDevice, rand: Rand):
     array = rand.normal(4, 2)
     tensor, out = device.upload(array), device.empty((1, 4, 2), "float32")
     device.all_reduce(tensor)
@@ -89,10 +100,10 @@ def test_collectives_do_nothing_for_one_rank(device: PaddleCpu, rand: Rand):
     assert_same_bits(device.download(out)[0], array)
 
 
-def test_ranks_sum_gather_and_broadcast(rand: Rand):
+def test_ranks_sum_gather_and_broadcast(rand: Rand, framework: type[HostDevice]):
     arrays = [rand.normal(3, 2) for _ in range(3)]
 
-    def on_rank(device: PaddleCpu) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def on_rank(device: HostDevice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         total, shared = (device.upload(arrays[device.rank]) for _ in range(2))
         gathered = device.empty((3, 3, 2), "float32")
         device.all_gather(total, gathered)
@@ -100,13 +111,29 @@ def test_ranks_sum_gather_and_broadcast(rand: Rand):
         device.broadcast(shared, 1)
         return device.download(total), device.download(gathered), device.download(shared)
 
-    for total, gathered, shared in RankThreads(3).run(on_rank):
+    for total, gathered, shared in RankThreads(3, framework).run(on_rank):
         assert_same_bits(total, arrays[0] + arrays[1] + arrays[2])
         assert_same_bits(gathered, np.stack(arrays))
         assert_same_bits(shared, arrays[1])
 
 
-def test_memory_is_counted_in_bytes(device: PaddleCpu):
+def test_tensor_of_a_mapped_file_is_its_memory(device: HostDevice, rand: Rand):
+    pages = np.frombuffer(bytearray(4096), np.uint8)
+    start = -pages.ctypes.data % 64
+    bits = pages[start : start + 64].view(np.uint16)
+    bits[:] = bits_from_float32(rand.normal(32))
+    tensor = device.adopt(bits, "bfloat16")
+    assert_same_bits(device.download(tensor), float32_from_bits(bits))
+    assert device.host_bits(tensor).ctypes.data == bits.ctypes.data
+
+
+def test_arrays_that_travel_together_arrive_apart(device: HostDevice, rand: Rand):
+    arrays = [rand.numpy.integers(0, 100, shape, np.int32) for shape in ((3, 7), (0,), (1,), (5,))]
+    for tensor, array in zip(device.upload_all(arrays), arrays, strict=True):
+        assert_same_bits(device.download(tensor), array)
+
+
+def test_memory_is_counted_in_bytes(device: HostDevice):
     assert 0 < device.free_memory() <= device.total_memory()
 
 
@@ -121,7 +148,7 @@ def test_rank_does_not_load_pytorch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_workspace_gives_the_same_memory_for_the_same_name(device: PaddleCpu):
+def test_workspace_gives_the_same_memory_for_the_same_name(device: HostDevice):
     workspace = Workspace(device)
     large = workspace.take("x", (4, 8), "float32")
     assert workspace.take("x", (4, 8), "float32") is large

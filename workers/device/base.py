@@ -2,12 +2,16 @@
 
 The model runs on cuda_ops, which takes any DLPack tensor. What is left for a framework is small: memory,
 copies, the plain bf16 matmul on a GPU, collectives. Whoever adds a framework implements `Device` and
-nothing else. Everything is issued in order; nothing returns before its result may be read by the next call.
+nothing else; host.py and gpu.py hold what the frameworks have in common.
+
+Everything is issued in order, and the next call sees what the one before has done. On the CPU a call returns
+when it is done. On a GPU it returns when it is queued: only `download`, `Download.result` and `synchronize`
+wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -54,10 +58,28 @@ class Group(Protocol):
     def close(self) -> None: ...
 
 
+class Download(Protocol):
+    """A copy on its way to the host."""
+
+    def is_done(self) -> bool:
+        """Whether `result` returns at once."""
+
+    def result(self) -> np.ndarray:
+        """The array, once it is there; to be asked for once."""
+
+
+class Graph(Protocol):
+    """Work that was recorded once; it reads and writes the very tensors that were named then."""
+
+    def replay(self) -> None:
+        """Issue all of it again."""
+
+
 class Device(Protocol):
     """Memory, copies, matmul and collectives of one rank."""
 
     name: str  # for logs and RankLoaded: "cpu", "gpu:0 NVIDIA H800"
+    is_gpu: bool
     rank: int
     world: int
     # A rank that computes more slowly than this many operations per second counts as stuck; far below what
@@ -78,6 +100,9 @@ class Device(Protocol):
         even. No other conversion happens: a dtype that differs from the array's raises TypeError.
         """
 
+    def upload_all(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        """`upload` of several int32 arrays, which travel together where that is cheaper."""
+
     def write(self, tensor: Tensor, array: np.ndarray) -> None:
         """Overwrite `tensor`, contiguous and of the array's shape, in place; converts as `upload` does.
 
@@ -86,6 +111,9 @@ class Device(Protocol):
 
     def download(self, tensor: Tensor) -> np.ndarray:
         """A copy on the host; bf16 comes back as fp32, which holds every bf16 value exactly."""
+
+    def download_later(self, tensor: Tensor) -> Download:
+        """Start `download` and return; the tensor may be overwritten by what is issued next."""
 
     def host_bits(self, tensor: Tensor) -> np.ndarray:
         """The bits of a contiguous tensor on the host, bf16 as uint16.
@@ -128,6 +156,15 @@ class Device(Protocol):
 
     def merge_columns(self, parts: Tensor) -> Tensor:
         """[world, M, n] -> a new [M, world * n]: column shards side by side in rank order."""
+
+    # recorded work ------------------------------------------------------------------------------------
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Record what `work` issues, which is not done now. GPU only.
+
+        `work` may neither upload, download nor wait, and must have run before, so that all memory it takes
+        is there.
+        """
 
     # collectives: see Group; with one rank they do nothing (all_gather copies) ----------------------------
 
