@@ -13,7 +13,7 @@ class SamplingBatch:
     """How each of S rows is sampled; one entry per row unless stated.
 
     The steps are taken in this order: allowed_bits, log-probabilities, repetition, presence and frequency,
-    banned, temperature, top_k, top_p, min_p, choice.
+    banned and row_bits, temperature, top_k, top_p, min_p, choice.
     """
 
     temperature: Tensor  # [S] fp32; below 1e-5: greedy, ties to the lowest id
@@ -31,6 +31,7 @@ class SamplingBatch:
     banned: Tensor  # [B] int32; ids a row may not choose now
     banned_starts: Tensor  # [S+1] int32 into banned
     allowed_bits: Tensor  # [ceil(V/32)] int32; bit id % 32 of word id / 32; 1: may ever be generated
+    row_bits: Tensor | None = None  # [S, ceil(V/32)] int32; likewise, what each row may choose now; CPU only
 
 
 _FIELDS = [field.name for field in fields(SamplingBatch)]

@@ -29,6 +29,7 @@ class RunDirectory:
         self.config = self.root / "config.json"
         self.media = self.root / "media"  # uint8 patches, one file per media item
         self.status_page = self.root / "status"  # heartbeats, see status_page.py
+        self.vocabulary = self.root / "vocabulary"  # of the api's tokenizer, see grammar.py
         self.collective = self.root / "collective"  # shared memory of the CPU ranks
 
     @property

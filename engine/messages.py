@@ -17,6 +17,13 @@ from typing import Literal
 import msgspec
 
 
+class Guide(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an answer must match, token by token; the api has checked that it compiles."""
+
+    grammar: str  # Lark as llguidance reads it, see engine/grammar.py
+    after: str = ""  # it begins behind the first such text that is generated, "</think>"; "": at once
+
+
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """How to choose the next token of one sequence; validated by the api, trusted by the rest."""
 
@@ -33,6 +40,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_token_ids: tuple[int, ...] = ()  # besides the model's end tokens
     ignore_eos: bool = False  # the model's end tokens do not stop, stop_token_ids still do
     num_logprobs: int = -1  # -1 none, 0 the chosen token's, n also the n most likely
+    guide: Guide | None = None  # with one, end tokens come when it accepts, whatever min_tokens says
 
 
 class MediaItem(msgspec.Struct, frozen=True, omit_defaults=True):

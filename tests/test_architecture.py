@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("api", "cuda_ops", "engine", "workers")
-VOCABULARY = {"channels", "config", "errors", "messages", "model_config", "process", "status_page"}
+VOCABULARY = {"channels", "config", "errors", "grammar", "messages", "model_config", "process", "status_page"}
 FRAMEWORKS = {"paddle", "torch"}
 
 

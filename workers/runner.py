@@ -39,12 +39,14 @@ class Runner:
         block_size: int,
         num_token_ids: int = 0,
         image_cache: int = 0,
+        vocabulary_file: Path = Path("vocabulary"),
         on_progress: Callable[[float], None] = no_progress,
     ) -> None:
         """Allocates the KV cache.
 
         num_token_ids   ids the tokenizer knows, 0 for the whole vocabulary
         image_cache     bytes of encoded images that may stay when no sequence needs them
+        vocabulary_file what token ids write, for sequences with a grammar
         """
         share = share_of(model, device.rank, device.world)
         self._model = model
@@ -54,7 +56,9 @@ class Runner:
         self._kv = KvCache.allocate(device, model, share, dtype, num_blocks, block_size)
         self._runnable = ErnieVl(model, weights, device, dtype, on_progress)
         self._media = MediaFeatures(device, model, self._runnable, dtype, media_folder, image_cache)
-        self._sampler = Sampler(device, model, share.padded_vocab_size, num_token_ids or model.vocab_size)
+        self._sampler = Sampler(
+            device, model, share.padded_vocab_size, num_token_ids or model.vocab_size, vocabulary_file
+        )
 
     def run(self, plan: StepPlan) -> StepResult:
         """Apply the plan and compute its chunks; all ranks get the tokens, only rank 0 has logprobs."""

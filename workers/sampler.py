@@ -1,7 +1,7 @@
 """From logits to tokens: what each row of a step wants, in the form cuda_ops.sample_tokens takes.
 
 Runs on rank 0 only. Which tokens end a sequence is the engine's decision; here end tokens are only banned
-while a sequence has fewer than min_tokens.
+while a sequence has fewer than min_tokens. Grammars are followed in guides.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from engine.errors import EngineError
 from engine.messages import SampledToken, SamplingParams, TokenLogprobs
 from engine.model_config import ModelConfig
 from workers.device.base import Device, Tensor
+from workers.guides import Guides
 from workers.sequences import LiveSequence
 
 
@@ -24,12 +26,21 @@ class Sampler:
     """Knows which ids may ever be generated, and samples the rows of a step."""
 
     def __init__(
-        self, device: Device, model: ModelConfig, padded_vocab_size: int, num_token_ids: int
+        self,
+        device: Device,
+        model: ModelConfig,
+        padded_vocab_size: int,
+        num_token_ids: int,
+        vocabulary_file: Path = Path("vocabulary"),
     ) -> None:
-        """`num_token_ids` ids have a meaning; rows of the vocabulary from there on are padding."""
+        """`num_token_ids` ids have a meaning; rows of the vocabulary from there on are padding.
+
+        vocabulary_file   what the ids write, for sequences with a grammar; read when the first one comes
+        """
         self._device = device
         self._eos_token_ids = model.eos_token_ids
         self._allowed_bits = device.upload(allowed_bits(model, padded_vocab_size, num_token_ids))
+        self._guides = Guides(vocabulary_file, padded_vocab_size)
         self._kept: cuda_ops.SamplingBatch | None = None
         self._kept_params: list[SamplingParams] = []  # of the rows of _kept
 
@@ -66,6 +77,8 @@ class Sampler:
             changes["num_prompt_tokens"] = np.array([s.num_prompt_tokens for s in live], np.int32)
         if any(p.min_tokens for p in params):
             changes["banned"], changes["banned_starts"] = _ragged([self._banned(s) for s in live])
+        if any(p.guide is not None for p in params):
+            changes["row_bits"] = self._guides.row_bits(live)
         uploaded = {name: self._device.upload(array) for name, array in changes.items()}
         return dataclasses.replace(self._kept, **uploaded)
 
@@ -94,7 +107,7 @@ class Sampler:
     def _banned(self, sequence: LiveSequence) -> np.ndarray:
         """Ids that would end the sequence too early."""
         params = sequence.sampling
-        if sequence.num_output_tokens >= params.min_tokens:
+        if sequence.num_output_tokens >= params.min_tokens or params.guide is not None:
             return _NOTHING
         ends = params.stop_token_ids + (() if params.ignore_eos else self._eos_token_ids)
         return np.array(ends, np.int32)

@@ -148,6 +148,7 @@ class Worker:
             block_size=config.block_size,
             num_token_ids=count_token_ids(Path(config.tokenizer or config.model)),
             image_cache=config.image_cache,
+            vocabulary_file=self._run.vocabulary,
             on_progress=self._pulse.beat,
         )
         self._pulse.beat(phase=Phase.READY)

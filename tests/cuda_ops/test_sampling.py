@@ -16,7 +16,9 @@ DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetit
 TYPES = {"top_k": np.int32, "seeds": np.int64, "counters": np.int64}
 
 
-def sample(logits, *, prompts=None, outputs=None, banned=None, forbidden=(), num_top=0, **options):
+def sample(
+    logits, *, prompts=None, outputs=None, banned=None, forbidden=(), row_bits=None, num_top=0, **options
+):
     """Sample every row of `logits` [S, V]; each option is one value or one per row.
 
     Returns token_ids, logprobs, top_ids, top_logprobs.
@@ -42,6 +44,7 @@ def sample(logits, *, prompts=None, outputs=None, banned=None, forbidden=(), num
         banned=banned_ids,
         banned_starts=banned_starts,
         allowed_bits=np.packbits(bits, bitorder="little").view(np.int32),
+        row_bits=row_bits,
     )
     ids, logprobs = np.full(rows, -9, np.int32), np.full(rows, np.nan, np.float32)
     top_ids = np.full((rows, num_top), -9, np.int32)
@@ -244,6 +247,41 @@ def test_banned_ids_are_not_chosen_now(rand):
     best = [int(i) for i in np.argsort(-logits)[:3]]
     ids, *_ = sample(np.stack([logits, logits]), temperature=0.0, banned=[best[:2], []])
     assert ids.tolist() == [best[2], best[0]]
+
+
+def bits_of(*allowed, vocab):
+    """One row of row_bits for each of `allowed`, which lists ids."""
+    bits = np.zeros((len(allowed), -(-vocab // 32) * 32), np.uint8)
+    for row, ids in zip(bits, allowed, strict=True):
+        row[list(ids)] = 1
+    return np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.7}, {"repetition": 3.0}]
+)
+def test_a_row_chooses_among_its_own_bits_and_tells_the_models_own_logprob(rand, options):
+    logits = rand.normal(3, 70)
+    kept = [{3, 5, 69}, {64}, set(range(70))]
+    ids, logprobs, top_ids, _ = sample(
+        logits, row_bits=bits_of(*kept, vocab=70), prompts=[[3, 64]] * 3, num_top=4, **options
+    )
+    free, *_ = sample(logits, prompts=[[3, 64]] * 3, **options)
+    assert all(int(token) in allowed for token, allowed in zip(ids, kept, strict=True)), ids
+    assert ids[2] == free[2]
+    own = np.stack([references.log_softmax(row) for row in logits])
+    assert_close(logprobs, own[np.arange(3), ids], 1e-5)
+    assert top_ids[1, 0] == logits[1].argmax()
+
+
+def test_a_row_whose_bits_leave_nothing_says_minus_one(rand):
+    ids, *_ = sample(rand.normal(2, 40), row_bits=bits_of([], [7], vocab=40))
+    assert ids.tolist() == [-1, 7]
+
+
+def test_row_bits_of_another_number_of_rows_are_refused(rand):
+    with pytest.raises(ValueError, match="row_bits must be"):
+        sample(rand.normal(2, 40), row_bits=bits_of([7], vocab=40))
 
 
 def test_top_logprobs_come_best_first_with_ties_by_id(rand):

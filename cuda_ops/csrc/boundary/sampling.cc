@@ -11,8 +11,8 @@ void sample_tokens(TensorView logits, TensorView temperature, TensorView top_k, 
                    TensorView min_p, TensorView repetition, TensorView presence, TensorView frequency,
                    TensorView seeds, TensorView counters, TensorView history, TensorView history_starts,
                    TensorView num_prompt_tokens, TensorView banned, TensorView banned_starts,
-                   TensorView allowed_bits, TensorView token_ids, TensorView logprobs, TensorView top_ids,
-                   TensorView top_logprobs) {
+                   TensorView allowed_bits, Optional<TensorView> row_bits, TensorView token_ids,
+                   TensorView logprobs, TensorView top_ids, TensorView top_logprobs) {
   Checks check("sample_tokens");
   Dim S("S"), V("V"), history_size("N"), banned_size("B"), n("n");
   check(logits, "logits", {&S, &V}, kFloat32);
@@ -25,6 +25,7 @@ void sample_tokens(TensorView logits, TensorView temperature, TensorView top_k, 
   check(history, "history", {&history_size}, kInt32)(history_starts, "history_starts", {&starts}, kInt32);
   check(banned, "banned", {&banned_size}, kInt32)(banned_starts, "banned_starts", {&starts}, kInt32);
   check(allowed_bits, "allowed_bits", {&words}, kInt32);
+  if (row_bits.has_value()) check(*row_bits, "row_bits", {&S, &words}, kInt32);
   check(token_ids, "token_ids", {&S}, kInt32)(logprobs, "logprobs", {&S}, kFloat32);
   check(top_ids, "top_ids", {&S, &n}, kInt32)(top_logprobs, "top_logprobs", {&S, &n}, kFloat32);
   check.require(n <= V, "top_ids asks for more tokens than V=" + std::to_string(V.value()));
@@ -51,12 +52,13 @@ void sample_tokens(TensorView logits, TensorView temperature, TensorView top_k, 
   batch.banned = data_of<int32_t>(banned);
   batch.banned_starts = data_of<int32_t>(banned_starts);
   batch.allowed_bits = data_of<int32_t>(allowed_bits);
+  batch.row_bits = row_bits.has_value() ? data_of<int32_t>(*row_bits) : nullptr;
   check.done(cpu::sample_tokens(data_of<float>(logits), batch,
                                 {data_of<int32_t>(token_ids), data_of<float>(logprobs),
                                  data_of<int32_t>(top_ids), data_of<float>(top_logprobs), n}));
 }
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(sample_tokens, sample_tokens);
+OCTET_EXPORT_OP(sample_tokens, sample_tokens)
 
 }  // namespace
 }  // namespace octet

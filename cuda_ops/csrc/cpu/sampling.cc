@@ -207,6 +207,7 @@ float original_logit(const float* logits, const Changes& changes, int32_t id) {
 void sample_row(float* logits, const SamplingBatch& batch, int64_t row, const SamplingResult& result) {
   const int64_t vocab = batch.vocab, n = result.num_top;
   forbid(logits, vocab, batch.allowed_bits);
+  const int32_t* row_bits = batch.row_bits ? batch.row_bits + row * ((vocab + 31) / 32) : nullptr;
   const float log_total = log_sum_exp(logits, vocab, highest_of(logits, vocab));
   find_top(logits, vocab, log_total, n, result.top_ids + row * n, result.top_logprobs + row * n);
   result.token_ids[row] = -1;
@@ -217,6 +218,7 @@ void sample_row(float* logits, const SamplingBatch& batch, int64_t row, const Sa
   changes.clear();
   apply_penalties(logits, batch, row, changes);
   ban(logits, batch, row);
+  if (row_bits) forbid(logits, vocab, row_bits);
   const float highest = highest_of(logits, vocab);
   if (highest == kNever) return;
   const int32_t id = batch.temperature[row] < kGreedyBelow ? lowest_id_of_highest(logits, vocab, highest)

@@ -10,6 +10,8 @@
 //   order   log-sum-exp: thread t sums ids t, t + 512, ... then the tree of block_sum; selections add
 //   integers
 //           (selection.cuh); a row depends on its own inputs alone
+//   lacks   row_bits: batches with guided rows are refused. They belong into count_changes: ids without their
+//           bit in row row_bits[row] are kBanned, and a row with bits always has counts
 //   noise   Gumbel(seed, counter, id) = -log(-log(1 - u)), u = (word + 0.5) / 2^32, word = number id % 4 of
 //           Philox4x32-10 with key = seed and counter words (counter low, counter high, id / 4, 0): the
 //           twin's words, in fp32
@@ -290,6 +292,7 @@ int64_t sampling_workspace_bytes(int64_t num_rows, int64_t vocab) {
 
 Status sample_tokens(Stream stream, float* logits, const SamplingBatch& batch, const SamplingResult& result,
                      void* workspace) {
+  if (batch.row_bits) return "row_bits have no CUDA body yet: apply them where ids are banned";
   if (result.num_top > kThreads) return "at most 512 top log-probabilities can be told";
   if (batch.vocab >= int64_t(1) << 23) return "the vocabulary must have fewer than 2^23 ids";
   if (batch.num_rows == 0) return nullptr;

@@ -18,6 +18,7 @@ struct SamplingBatch {
       *history_starts;                    // prompt then output of row r: history[starts[r] .. starts[r + 1])
   const int32_t *banned, *banned_starts;  // likewise
   const int32_t* allowed_bits;            // [ceil(vocab / 32)], shared by all rows
+  const int32_t* row_bits;                // [num_rows, ceil(vocab / 32)], of each row; null: no row has any
 };
 
 struct SamplingResult {

@@ -27,7 +27,7 @@ class SamplingBatch(ctypes.Structure):
             for name in (
                 "temperature", "top_p", "min_p", "repetition", "presence", "frequency", "top_k",
                 "num_prompt_tokens", "seeds", "counters", "history", "history_starts", "banned",
-                "banned_starts", "allowed_bits",
+                "banned_starts", "allowed_bits", "row_bits",
             )
         ),
     ]  # fmt: skip
