@@ -107,7 +107,7 @@ class MediaPolicy:
 
 
 def _checkpoint_options(folder: Path) -> dict[str, int]:
-    """Pixel bounds of images in preprocessor_config.json, in either of its spellings."""
+    """Pixel bounds of images, in either of their spellings, and of videos in preprocessor_config.json."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return {}
@@ -117,6 +117,7 @@ def _checkpoint_options(folder: Path) -> dict[str, int]:
         low = content.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels")
         high = content.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels")
         found = {"image_min_pixels": low, "image_max_pixels": high}
+        found |= {name: content.get(name) for name in ("video_min_pixels", "video_max_pixels")}
         return {name: int(value) for name, value in found.items() if value}
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Download the file again.") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,13 @@ def test_the_checkpoint_may_set_the_pixel_bounds_and_the_operator_overrides_them
     (tmp_path / "preprocessor_config.json").write_text("[")
     with pytest.raises(ConfigError, match="cannot be read"):
         MediaPolicy({}, str(tmp_path))
+
+
+def test_the_checkpoint_may_set_the_pixel_bounds_of_videos_apart(tmp_path: Path) -> None:
+    content = {"min_pixels": 3136, "max_pixels": 78400, "video_min_pixels": 3136, "video_max_pixels": 28224}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    options = MediaPolicy({}, str(tmp_path)).defaults
+    assert (options.image_min_pixels, options.image_max_pixels) == (3136, 78400)
+    assert (options.video_min_pixels, options.video_max_pixels) == (3136, 28224)
+    policy = MediaPolicy({"video_max_pixels": 20000}, str(tmp_path))
+    assert policy.resolve({"video_max_pixels": 10**9}, {}, PARAM).video_max_pixels == 20000
