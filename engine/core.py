@@ -30,6 +30,7 @@ from engine.metrics_server import MetricsServer
 from engine.model_config import read_model_config
 from engine.process import begin_child
 from engine.scheduler import Scheduler
+from engine.swap_tier import SwapTier
 from engine.worker_group import WORKER_COMMAND, WorkerGroup
 
 _IDLE_COLLECTIONS = 50_000  # allocations between collections of young objects; the hot path makes no cycles
@@ -98,7 +99,13 @@ class Core:
 
     async def _serve(self, num_blocks: int) -> None:
         config = self._config
-        scheduler = Scheduler(config, num_blocks, self._model.eos_token_ids, self._model.vocab_size)
+        scheduler = Scheduler(
+            config,
+            num_blocks,
+            self._model.eos_token_ids,
+            self._model.vocab_size,
+            self._group.num_host_blocks,
+        )
         self._steps = StepLoop(scheduler, self._group, self._gateway, self._metrics, self._media)
         self._watch(scheduler, num_blocks)
         self._gateway.serve(self._steps)
@@ -121,7 +128,20 @@ class Core:
         self._metrics.watch_counter(
             "prefix_cache_evictions", "cached KV blocks that were overwritten", lambda: cache.num_evictions
         )
+        self._watch_swap_tier(scheduler.kv.swap)
         self._watch_by_reference_names(scheduler, num_blocks)
+
+    def _watch_swap_tier(self, swap: SwapTier) -> None:
+        self._metrics.watch(
+            "swap_blocks_total", "places for KV blocks in host memory", lambda: swap.num_blocks
+        )
+        self._metrics.watch("swap_blocks_used", "KV blocks kept in host memory", lambda: len(swap))
+        self._metrics.watch_counter(
+            "swapped_out_blocks", "KV blocks copied to host memory", lambda: swap.num_saved
+        )
+        self._metrics.watch_counter(
+            "swapped_in_blocks", "KV blocks copied back from host memory", lambda: swap.num_returned
+        )
 
     def _watch_by_reference_names(self, scheduler: Scheduler, num_blocks: int) -> None:
         names, pool = self._metrics.reference_names(self._config.display_name), scheduler.kv.pool

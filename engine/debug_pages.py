@@ -28,7 +28,7 @@ def describe_blocks(scheduler: Scheduler) -> dict[str, Any]:
         error = ""
     except EngineError as wrong:
         error = str(wrong)
-    pool, cache = scheduler.kv.pool, scheduler.kv.cache
+    pool, cache, swap = scheduler.kv.pool, scheduler.kv.cache, scheduler.kv.swap
     return {
         "consistent": not error,
         "error": error,
@@ -38,6 +38,14 @@ def describe_blocks(scheduler: Scheduler) -> dict[str, Any]:
         "num_free": pool.num_free,
         "num_cached": len(cache),
         "num_evictions": cache.num_evictions,
+        "host": {
+            "num_blocks": swap.num_blocks,
+            "num_used": len(swap),
+            "num_saved": swap.num_saved,
+            "num_returned": swap.num_returned,
+            "copy_seconds": round(swap.copy_seconds, 9),  # of one block
+            "recompute_seconds": round(scheduler.kv.recompute_seconds, 9),
+        },
         "holders": [
             {
                 "request": one.request_id,

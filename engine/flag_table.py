@@ -140,6 +140,14 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
         Flag(("--kv-cache-memory",), "kv_cache_memory", values.num_bytes, "SIZE",
              "KV cache of all ranks together, as in 4GiB", "what the memory plan leaves; on CPU at most what "
              "--max-num-seqs can use, and half of the free memory or 4 GiB"),
+        Flag(("--swap-space",), "swap_space", values.gibibytes, "GIB",
+             "host memory of all ranks together for KV blocks that lose their place on the device, so that "
+             "prompts and preempted sequences get them back by a copy where that is faster than computing "
+             "them; needs the prefix cache. On CPU --kv-cache-memory is the better use of the same memory",
+             "0"),
+        Switch(("--kv-canary",), "kv_canary",
+               "let the ranks check, whenever a prompt begins with cached blocks, that these were filled "
+               "with its tokens; a difference ends the server instead of giving a wrong answer"),
     ),
     "ranks": (
         Flag(("--tensor-parallel-size", "--tp", "-tp"), "tensor_parallel_size", values.integer(1, 64), "N",
@@ -164,7 +172,6 @@ IGNORED: tuple[Ignored, ...] = (
     Ignored("--kv-cache-ratio", "prefill and decode share all KV blocks"),
     Ignored("--static-decode-blocks", "KV blocks are given on demand"),
     Ignored("--prealloc-dec-block-slot-num-threshold", "KV blocks are given on demand"),
-    Ignored("--swap-space", "preempted sequences are recomputed"),
     Ignored("--max-num-partial-prefills", "any number of prompts may be computed in chunks"),
     Ignored("--max-long-partial-prefills", "any number of prompts may be computed in chunks"),
     Ignored("--long-prefill-token-threshold", "any number of prompts may be computed in chunks"),

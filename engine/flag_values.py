@@ -99,6 +99,12 @@ def num_bytes(value: str) -> int:
     return int(number * 2 ** _UNITS[unit]) if unit else int(number)
 
 
+def gibibytes(value: str) -> int:
+    """'4' and '0.5' are GiB, as the reference server has it; '512MiB' is what it says."""
+    has_unit = value.strip()[-1:].isalpha()
+    return num_bytes(value if has_unit else f"{value}g")
+
+
 def choice(options: Iterable[str]) -> Callable[[str], str]:
     allowed = tuple(options)
 

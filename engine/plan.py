@@ -6,6 +6,7 @@
       - a step's buffers     plan_activations.py
       - vision peak          plan_activations.py
       - image cache          as much as --image-cache says; none for text models
+      - swap space           as much as --swap-space says, on a host; beside a GPU it is no memory of the rank
       = room for KV blocks
 
 The server sizes its KV cache with this and refuses with it; `./run.sh plan` prints it for machines that are
@@ -49,6 +50,7 @@ class Plan:
     step: int
     vision: int
     image_cache: int
+    swap_space: int  # for KV blocks, where the host's memory is the device's
     block_bytes: int  # of one KV block
     given_kv: int  # what --kv-cache-memory asks for; 0: chosen here
 
@@ -59,7 +61,8 @@ class Plan:
     @property
     def room(self) -> int:
         """What weights and buffers leave for KV blocks; negative when they do not fit themselves."""
-        return self.usable - self.process - self.weight_total - self.step - self.vision - self.image_cache
+        taken = self.process + self.weight_total + self.step + self.vision
+        return self.usable - taken - self.image_cache - self.swap_space
 
     @property
     def max_blocks(self) -> int:
@@ -127,6 +130,7 @@ def make_plan(config: ServerConfig, model: ModelConfig, machine: Machine) -> Pla
         step=step_bytes(model, world, step_tokens, samples, dtype),
         vision=vision_bytes(model, patches, dtype),
         image_cache=config.image_cache if model.vision is not None else 0,
+        swap_space=config.swap_space // world if machine.is_host else 0,
         block_bytes=kv_bytes_per_token(model, world, dtype) * config.block_size,
         given_kv=config.kv_cache_memory // world,
     )

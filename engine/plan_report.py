@@ -51,6 +51,7 @@ def as_json(plan: Plan, others: Iterable[Plan] = ()) -> dict[str, Any]:
             "step": plan.step,
             "vision": plan.vision,
             "image_cache": plan.image_cache,
+            "swap_space": plan.swap_space,
             "kv_cache": plan.num_blocks * plan.block_bytes,
             "room_for_kv_cache": plan.room,
         },
@@ -96,6 +97,7 @@ def _buffers(plan: Plan) -> list[tuple[str, int]]:
         ("buffers of a step", plan.step),
         ("vision peak", plan.vision),
         ("image cache", plan.image_cache),
+        ("swap space", plan.swap_space),
         ("KV cache", plan.num_blocks * plan.block_bytes),
     ]
     return [(name, count) for name, count in parts if count or name == "KV cache"]

@@ -23,6 +23,8 @@ def settle(config: ServerConfig, model: ModelConfig, folder: Path) -> tuple[Serv
     `folder` is the resolved model. Raises ConfigError when model and settings do not go together.
     """
     check_tensor_parallel(model, config.tensor_parallel_size)
+    if config.swap_space and not config.enable_prefix_caching:
+        raise ConfigError("--swap-space keeps blocks of the prefix cache: drop --no-enable-prefix-caching")
     max_model_len = _settle_context(config, model)
     step_tokens, notes = _settle_step(config, max_model_len)
     settled = msgspec.structs.replace(

@@ -71,6 +71,7 @@ class WorkerGroup:
         self.world_size = config.tensor_parallel_size
         self.failure: EngineError | None = None
         self.num_blocks = 0
+        self.num_host_blocks = 0  # places for blocks in host memory
         self._page = StatusPage(run.status_page, self.world_size, create=True)
         self._plans = [
             open_socket(context, zmq.PUSH, run.plan_address(rank), bind=True)
@@ -132,8 +133,9 @@ class WorkerGroup:
         """As many blocks everywhere as the poorest rank has room for."""
         began, block_size = time.monotonic(), self._config.block_size
         self.num_blocks = min(loaded.max_blocks for loaded in self._loaded.values())
+        self.num_host_blocks = min(loaded.max_host_blocks for loaded in self._loaded.values())
         check_context_fits(self._config, self.num_blocks)
-        self._send_all(StartServing(self.num_blocks))
+        self._send_all(StartServing(self.num_blocks, self.num_host_blocks))
         await self._until(lambda: len(self._ready) == self.world_size)
         log.info(
             "KV cache ready in %s: %d blocks of %d tokens, %d tokens in all",
@@ -142,6 +144,8 @@ class WorkerGroup:
             block_size,
             self.num_blocks * block_size,
         )
+        if self.num_host_blocks:
+            log.info("swap space: %d more blocks in host memory", self.num_host_blocks)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

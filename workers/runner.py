@@ -15,6 +15,7 @@ from engine.model_config import ModelConfig
 from workers.batch import Batch, build_batch
 from workers.device.base import Device, DtypeName, Tensor
 from workers.kv_cache import KvCache
+from workers.kv_canary import KvCanary
 from workers.media_features import MediaFeatures
 from workers.model.context import no_progress
 from workers.model.ernie_vl import ErnieVl
@@ -22,6 +23,7 @@ from workers.model.weights import ModelWeights
 from workers.parallel import share_of
 from workers.sampler import Sampler
 from workers.sequences import LiveSequence, Sequences
+from workers.swap import SwapSpace
 
 
 class Runner:
@@ -39,6 +41,8 @@ class Runner:
         block_size: int,
         num_token_ids: int = 0,
         image_cache: int = 0,
+        num_host_blocks: int = 0,
+        kv_canary: bool = False,
         vocabulary_file: Path = Path("vocabulary"),
         on_progress: Callable[[float], None] = no_progress,
     ) -> None:
@@ -46,6 +50,8 @@ class Runner:
 
         num_token_ids   ids the tokenizer knows, 0 for the whole vocabulary
         image_cache     bytes of encoded images that may stay when no sequence needs them
+        num_host_blocks places in host memory for KV blocks
+        kv_canary       compare cached blocks with what this rank filled them with
         vocabulary_file what token ids write, for sequences with a grammar
         """
         share = share_of(model, device.rank, device.world)
@@ -54,6 +60,8 @@ class Runner:
         self._block_size = block_size
         self._sequences = Sequences()
         self._kv = KvCache.allocate(device, model, share, dtype, num_blocks, block_size)
+        self._swap = SwapSpace(device, self._kv, num_host_blocks)
+        self._canary = KvCanary(block_size) if kv_canary else None
         self._runnable = ErnieVl(model, weights, device, dtype, on_progress)
         self._media = MediaFeatures(device, model, self._runnable, dtype, media_folder, image_cache)
         self._sampler = Sampler(
@@ -66,6 +74,9 @@ class Runner:
         for seq_id in plan.dropped:
             self._media.drop(seq_id)
         self._sequences.apply(plan)
+        if self._canary:
+            self._canary.check(plan, self._sequences)
+        swapped = self._swap.copy(plan.swap_out, plan.swap_in)
         if not plan.chunks:
             self._device.barrier()
             return StepResult(plan.step)
@@ -76,6 +87,9 @@ class Runner:
         media, encoding = self._media.rows_for(plan.chunks, self._sequences)
         logits = self._runnable.run(Batch.upload(host, self._device), media, self._kv)
         computed = [self._sequences.finish_chunk(chunk) for chunk in plan.chunks]
+        if self._canary:
+            for sequence, chunk in zip(computed, plan.chunks, strict=True):
+                self._canary.note(sequence, chunk.num_tokens)
         for sequence in computed:
             self._media.release_computed(sequence)
         sampled = [s for s, chunk in zip(computed, plan.chunks, strict=True) if chunk.samples]
@@ -83,10 +97,12 @@ class Runner:
         return StepResult(
             step=plan.step,
             tokens=tokens,
-            compute_seconds=time.perf_counter() - began - encoding.seconds,
+            compute_seconds=time.perf_counter() - began - encoding.seconds - swapped.seconds,
             encode_seconds=encoding.seconds,
             num_encoded_patches=encoding.num_patches,
             num_cached_patches=encoding.num_cached_patches,
+            num_swapped_blocks=swapped.num_blocks,
+            swap_seconds=swapped.seconds,
         )
 
     def _sample(self, logits: Tensor | None, sampled: list[LiveSequence]) -> list[SampledToken]:

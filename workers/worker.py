@@ -43,6 +43,7 @@ from workers.parallel import share_of
 from workers.pulse import PatientGroup, Pulse
 from workers.quant import activation_dtype
 from workers.runner import Runner
+from workers.swap import host_blocks_that_fit
 from workers.vocabulary import count_token_ids
 
 _ENGINE_TIMEOUT = 60.0  # seconds until the engine has subscribed to our results
@@ -133,7 +134,10 @@ class Worker:
         weights, weight_bytes = self._load(model, device)
         num_blocks = blocks_that_fit(config, model, share, dtype)
         seconds = time.monotonic() - began
-        self._link.send(RankLoaded(self._rank, num_blocks, weight_bytes, seconds, device.name))
+        num_host_blocks = host_blocks_that_fit(config, model, share, dtype)
+        self._link.send(
+            RankLoaded(self._rank, num_blocks, weight_bytes, seconds, device.name, num_host_blocks)
+        )
 
         start = self._link.receive()
         if not isinstance(start, StartServing):
@@ -148,6 +152,8 @@ class Worker:
             block_size=config.block_size,
             num_token_ids=count_token_ids(Path(config.tokenizer or config.model)),
             image_cache=config.image_cache,
+            num_host_blocks=start.num_host_blocks,
+            kv_canary=config.kv_canary,
             vocabulary_file=self._run.vocabulary,
             on_progress=self._pulse.beat,
         )

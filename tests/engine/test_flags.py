@@ -122,6 +122,11 @@ def test_sizes_take_units(typed, num_bytes):
     assert parse(f"--kv-cache-memory {typed}").config.kv_cache_memory == num_bytes
 
 
+@pytest.mark.parametrize(("typed", "num_bytes"), [("4", 4 << 30), ("0.5", 1 << 29), ("512MiB", 1 << 29)])
+def test_swap_space_without_a_unit_is_in_gibibytes(typed, num_bytes):
+    assert parse(f"--swap-space {typed}").config.swap_space == num_bytes
+
+
 def test_a_kind_left_out_of_the_media_limits_keeps_its_default():
     assert parse("""--limit-mm-per-prompt '{"image": 3}'""").config.limit_mm_per_prompt == {
         "image": 3,
@@ -156,6 +161,7 @@ def test_api_keys_come_from_flags_or_else_from_the_environment():
         ),
         ("--gpu-memory-utilization nan", "--gpu-memory-utilization: 'nan': expected a finite number"),
         ("--rank-timeout 0", "--rank-timeout: '0': expected a number of seconds above 0"),
+        ("--swap-space four", "--swap-space: 'four': expected a number"),
         ("--kv-cache-memory 4GB/s", "--kv-cache-memory: '4GB/s': expected a number"),
         ("--max-num-seqs -3", "--max-num-seqs: '-3': expected a number from 1 to 4096"),
         (

@@ -141,6 +141,14 @@ def test_image_cache_takes_its_room_from_the_kv_cache_of_models_that_see():
         assert without.room - with_cache.room == expected, preset
 
 
+def test_swap_space_takes_its_room_from_the_kv_cache_only_where_it_is_the_same_memory():
+    for machine, expected in (("h200", 0), ("cpu-64g", GIB)):
+        without, with_swap = (
+            plan_of(TEXT_21B, machine, quantization="wint4", swap_space=size) for size in (0, GIB)
+        )
+        assert without.room - with_swap.room == expected, machine
+
+
 def test_ranks_on_one_host_share_its_memory():
     one, four = (plan_of(TEXT_21B, "cpu-64g", world, quantization="wint4") for world in (1, 4))
     assert four.usable == one.usable // 4
