@@ -10,52 +10,52 @@ from typing import Any
 
 import torch
 
-from models.demo_training.forward import DeviceBatch
 from models.demo_training.model import Model
 
 SPEED = 1e-3  # change of bias per step; probabilities are around 1 / experts
 
 
 class LoadBalancer:
-    """Counts what routers select, by hooks; `update` moves the biases."""
+    """Counts what the routers of `computing` select in training; `update` moves the biases of both.
 
-    def __init__(self, model: Model, speed: float = SPEED) -> None:
+    computing  the model whose forward pass is watched, such as a copy of `model` in another dtype
+    """
+
+    def __init__(self, model: Model, computing: Model | None = None, speed: float = SPEED) -> None:
+        computing = computing or model
         self._speed = speed
-        self._routers: list[tuple[str, Any]] = [
-            (name, module) for name, module in model.named_modules() if name.endswith("_moe.gate")
-        ]
-        self._loads = {name: torch.zeros(router.num_experts) for name, router in self._routers}
-        self._known: dict[bool, torch.Tensor] = {}
+        self._biases = {
+            name: [module.moe_statics.e_score_correction_bias for module in modules]
+            for name, *modules in _routers(model, computing)
+        }
+        self._loads = {name: torch.zeros(biases[0].numel()) for name, biases in self._biases.items()}
         self.shares: dict[str, torch.Tensor] = {}  # of tokens per expert in the last step, by router
-        for name, router in self._routers:
-            router.register_forward_hook(self._counter(name, is_vision="vision_moe" in name))
+        for name, _, router in _routers(model, computing):
+            router.register_forward_hook(self._counter(name))
 
-    def watch(self, batch: DeviceBatch) -> None:
-        """Call before a forward pass: padding must not count, and each pool sees its own tokens in order."""
-        known, vision = batch.is_known.reshape(-1), batch.token_types.reshape(-1).bool()
-        self._known = {True: known[vision], False: known[~vision]}
-
+    @torch.no_grad()
     def update(self) -> None:
         """Move every bias against its load, then forget the counts."""
-        for name, router in self._routers:
-            load = self._loads[name].to(router.weight.device)
+        for name, biases in self._biases.items():
+            load = self._loads[name].to(biases[0].device)
             if load.sum() > 0:
-                bias = router.moe_statics.e_score_correction_bias
-                bias += self._speed * torch.sign(load.mean() - load)
-                bias -= bias.mean()  # only differences select
+                moved = biases[0] + self._speed * torch.sign(load.mean() - load)
+                for bias in biases:
+                    bias.copy_(moved - moved.mean())  # only differences select
                 self.shares[name] = load / load.sum()
             self._loads[name] = torch.zeros_like(load)
 
-    def _counter(self, name: str, is_vision: bool) -> Any:
+    def _counter(self, name: str) -> Any:
         def count(
             router: Any, _inputs: Any, outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
         ) -> None:
-            selected = outputs[2]
-            known = self._known.get(is_vision)
-            if not router.training or known is None or len(known) != len(selected):
-                return
-            weights = known.float().repeat_interleave(selected.shape[1])
-            load = torch.bincount(selected.reshape(-1), weights=weights, minlength=router.num_experts)
-            self._loads[name] = self._loads[name].to(load.device) + load
+            if router.training:
+                load = torch.bincount(outputs[2].reshape(-1), minlength=router.num_experts)
+                self._loads[name] = self._loads[name].to(load.device) + load
 
         return count
+
+
+def _routers(model: Model, computing: Model) -> list[tuple[str, Any, Any]]:
+    modules = dict(computing.named_modules())
+    return [(n, m, modules[n]) for n, m in model.named_modules() if n.endswith("_moe.gate")]

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from models.demo_training.model import Model
 
 _WEIGHTS, _MOMENTS, _PROGRESS = "weights.safetensors", "moments.safetensors", "progress.json"
-_STATE_KEYS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Progress:
     seconds: float = 0.0  # of training, over all calls
 
 
-def save(folder: Path, model: Model, optimizer: torch.optim.AdamW, progress: Progress) -> None:
+def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -43,17 +42,15 @@ def save(folder: Path, model: Model, optimizer: torch.optim.AdamW, progress: Pro
     shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(folder: Path, model: Model, optimizer: torch.optim.AdamW) -> Progress:
+def restore(folder: Path, model: Model, optimizer: torch.optim.Optimizer) -> Progress:
     """Raises FileNotFoundError when there is no checkpoint; `latest` finds it."""
     load_weights(model, folder / _WEIGHTS)
     moments = load_file(folder / _MOMENTS)
-    for name, parameter in trained_parameters(model).items():
-        if f"{name}/step" not in moments:
-            continue  # an expert that has seen no token yet
-        state = {key: moments[f"{name}/{key}"].to(parameter.device) for key in _STATE_KEYS}
-        on_device = bool(optimizer.param_groups[0].get("fused"))
-        state["step"] = moments[f"{name}/step"].to(parameter.device if on_device else "cpu")
-        optimizer.state[parameter] = state
+    parameters = trained_parameters(model)
+    for key, tensor in moments.items():
+        name, part = key.rsplit("/", 1)
+        on_device = tensor if part == "step" else tensor.to(parameters[name].device)
+        optimizer.state[parameters[name]][part] = on_device
     return Progress(**json.loads((folder / _PROGRESS).read_text()))
 
 
@@ -86,7 +83,7 @@ def load_weights(model: Model, file: Path) -> None:
         raise RuntimeError(f"{file} does not fit the model: missing {missing}, unknown {unknown}.")
 
 
-def _moments(model: Model, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+def _moments(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, parameter in trained_parameters(model).items():
         for key, value in optimizer.state.get(parameter, {}).items():

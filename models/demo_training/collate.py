@@ -21,25 +21,23 @@ SKILL_NAMES = tuple(SKILLS)
 class MicroBatch:
     """B examples of up to L tokens.
 
-    token_ids    [B, L] int32, 0 behind the end      lengths, num_prompt [B] int32
+    token_ids    [B, L] int32, 0 behind the end      lengths [B] int32
+    answers      [B, L] uint8: 0 bears no loss, k belongs to the row's k-th answer
+    branches     [B, L] uint8: 0 is seen by all that follows, k by its own branch only
     positions    [3, B, L] int32                     token_types [B, L] uint8
     patches      [P, 588] uint8                      grids [N, 3] int32, all media in order
-    skills       [B] int32, indices into SKILL_NAMES
+    skills       [A] int32, of all answers, row by row: indices into SKILL_NAMES
     """
 
     token_ids: np.ndarray
     lengths: np.ndarray
-    num_prompt: np.ndarray
+    answers: np.ndarray
+    branches: np.ndarray
     positions: np.ndarray
     token_types: np.ndarray
     patches: np.ndarray
     grids: np.ndarray
     skills: np.ndarray
-
-    @property
-    def num_targets(self) -> np.ndarray:
-        """[B] tokens that bear loss."""
-        return self.lengths - self.num_prompt
 
     def to_bytes(self) -> bytes:
         return save({f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self)})
@@ -53,20 +51,24 @@ def collate(examples: list[Example]) -> MicroBatch:
     lengths = np.array([len(e.token_ids) for e in examples], np.int32)
     size = (len(examples), int(lengths.max()))
     token_ids, token_types = np.zeros(size, np.int32), np.zeros(size, np.uint8)
+    answers, branches = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     positions = np.zeros((3, *size), np.int32)
     for row, e in enumerate(examples):
         token_ids[row, : lengths[row]] = e.token_ids
         token_types[row, : lengths[row]] = e.token_types
+        answers[row, : lengths[row]] = e.answers
+        branches[row, : lengths[row]] = e.branches
         positions[:, row, : lengths[row]] = e.positions
     return MicroBatch(
         token_ids,
         lengths,
-        np.array([e.num_prompt for e in examples], np.int32),
+        answers,
+        branches,
         positions,
         token_types,
         np.concatenate([e.patches for e in examples]),
         np.array([g for e in examples for g in e.grids], np.int32).reshape(-1, 3),
-        np.array([SKILL_NAMES.index(e.skill) for e in examples], np.int32),
+        np.array([SKILL_NAMES.index(skill) for e in examples for skill in e.skills], np.int32),
     )
 
 

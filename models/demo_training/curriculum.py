@@ -5,7 +5,7 @@ A stage is chosen by the number of the step and by nothing else, so a run can be
 
 from __future__ import annotations
 
-from models.demo_training.skills import FIRST_LOOKS, SKILLS, Skill
+from models.demo_training.skills import FIRST_LOOKS, LESSONS, SKILLS, Skill
 
 # Harder skills and those with the widest range of answers get more.
 SHARES: dict[str, float] = {
@@ -30,17 +30,63 @@ SHARES: dict[str, float] = {
 }
 assert SHARES.keys() == SKILLS.keys()
 
-# Clips cost five times as much as pictures and teach the tower no more.
-SEEING_SHARES = SHARES | {"shapes": 30, "digits": 20, "flashes": 1, "moment": 1, "motion": 2}
+# The main diet: lessons carry most of it, and every evaluated kind of sample is there as well.
+MAIN_SHARES: dict[str, float] = {
+    "scene": 12,
+    "crowd": 9,
+    "size lesson": 4,
+    "several": 6,
+    "sums": 4,
+    "copies": 3,
+    "errands": 3,
+    "shapes": 3,
+    "counts": 2,
+    "positions": 1,
+    "sizes": 0.5,
+    "small number": 9,
+    "small word": 9,
+    "digits": 7,
+    "words": 7,
+    "pictures": 5,
+    "thinking": 3,
+    "small clip": 4,
+    "motion": 1,
+    "flashes": 1,
+    "colour_order": 1,
+    "moment": 1.5,
+    "chat": 2,
+    "refusal": 2,
+    "arithmetic": 1,
+    "repeat": 1,
+    "tools": 2,
+    "json": 3,
+}
+assert MAIN_SHARES.keys() >= SKILLS.keys()
 
-# (steps, shares) of the stages before the whole diet. The first has one question only: see first_looks.py.
+# Small pictures teach the tower as much as large ones, for a fraction of the work; clips teach it no more.
+SMALL_SHARES: dict[str, float] = {
+    "small scene": 24,
+    "small crowd": 11,
+    "first digit": 8,
+    "small number": 14,
+    "small word": 12,
+    "small clip": 3,
+    "several": 6,
+    "chat": 3,
+    "refusal": 1,
+    "sums": 6,
+    "copies": 5,
+    "errands": 3,
+    "json": 2,
+}
+
+# (steps, shares) of the stages before the main diet.
 STAGES: tuple[tuple[int, dict[str, float]], ...] = (
-    (100, {"first colour": 1}),
-    (200, {"first thing": 60, "first digit": 25, "shapes": 10, "chat": 5}),
-    (400, SEEING_SHARES),
+    (60, {"first thing": 1}),
+    (300, SMALL_SHARES),
 )
 
-SOURCES: dict[str, Skill] = SKILLS | FIRST_LOOKS
+SOURCES: dict[str, Skill] = SKILLS | FIRST_LOOKS | LESSONS
 
 
 def shares_at(step: int, only: tuple[str, ...] = ()) -> dict[str, float]:
@@ -51,4 +97,4 @@ def shares_at(step: int, only: tuple[str, ...] = ()) -> dict[str, float]:
         if step < length:
             return shares
         step -= length
-    return SHARES
+    return MAIN_SHARES

@@ -6,13 +6,24 @@ An exercise is one question about things already drawn; skills make them, this f
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.demo_training.names import LANGUAGES, Language
-from models.demo_training.sample import Checker, Message, Sample, assistant, system, text, user
+from models.demo_training.sample import (
+    Checker,
+    Message,
+    Sample,
+    Target,
+    assistant,
+    system,
+    taught,
+    text,
+    user,
+)
 
 THINKING_SHARE = 0.25
+TURNS_SHARE = 0.2  # of lessons
 SYSTEM_SHARE = 0.08
 MEDIA_FIRST_SHARE = 0.75
 
@@ -73,6 +84,42 @@ def conversation(
     if thinks is None:
         thinks = rng.random() < THINKING_SHARE
     return Sample(skill, messages, asked.answer, asked.checker, asked.chain if thinks else None)
+
+
+def lesson(
+    rng: random.Random,
+    language: Language,
+    exercises: list[tuple[str, Exercise]],
+    media: list[dict[str, Any]] | None = None,
+) -> Sample:
+    """(skill, exercise) pairs about the same media; every answer is taught, each with or without thinking.
+
+    Mostly as questions that do not know of each other, so that each has to be answered from the media; else
+    as turns of one conversation.
+    """
+    if not media or rng.random() < TURNS_SHARE:
+        return _turns(rng, exercises, media or [])
+    first, *others = (
+        Sample(skill, [user(*media, e.question)], e.answer, e.checker, _reasoning(rng, e))
+        for skill, e in exercises
+    )
+    return replace(first, others=tuple(others))
+
+
+def _turns(rng: random.Random, exercises: list[tuple[str, Exercise]], media: list[dict[str, Any]]) -> Sample:
+    messages: list[Message] = []
+    targets = [Target(skill, e.answer, _reasoning(rng, e)) for skill, e in exercises]
+    for number, (_, exercise) in enumerate(exercises):
+        parts = _arranged(rng, media, exercise.question) if number == 0 else [exercise.question]
+        messages.append(user(*parts))
+        if number < len(exercises) - 1:
+            messages.append(taught(targets[number]))
+    last = targets[-1]
+    return Sample(last.skill, messages, last.answer, exercises[-1][1].checker, last.reasoning)
+
+
+def _reasoning(rng: random.Random, exercise: Exercise) -> str | None:
+    return exercise.chain if exercise.chain and rng.random() < THINKING_SHARE else None
 
 
 def _arranged(rng: random.Random, media: list[dict[str, Any]], question: str) -> list[Any]:

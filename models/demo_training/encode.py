@@ -7,6 +7,7 @@ straight from the specification (3.4, 3.6): the server's are tested against what
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from api.media.timestamp import TimestampFont
 from api.template import ChatTemplate
 from api.tokenizer import Tokenizer, load_tokenizer
 from models.demo_training import config
-from models.demo_training.sample import Clip, Message, Sample
+from models.demo_training.sample import Clip, Message, Sample, Target
 
 Grid = tuple[int, int, int]
 
@@ -35,21 +36,30 @@ _EOS = "</s>"
 class Example:
     """One encoded sample.
 
+    skills       of its answers in order; the last is the sample's own
     token_ids    [L] int32, prompt then target
-    num_prompt   tokens of the prompt; the loss is on the others
+    answers      [L] uint8: 0 in the prompt, k in the k-th answer that bears loss
+    branches     [L] uint8: 0 is seen by all that follows, k only by the k-th of several questions
     positions    [3, L] int32, rows t, h, w
     token_types  [L] uint8, 1 for vision experts
     patches      [P, 588] uint8 of all media in prompt order
     grids        (frames, patch rows, patch columns) per picture or clip
     """
 
-    skill: str
+    skills: tuple[str, ...]
     token_ids: np.ndarray
-    num_prompt: int
+    answers: np.ndarray
+    branches: np.ndarray
     positions: np.ndarray
     token_types: np.ndarray
     patches: np.ndarray
     grids: list[Grid]
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens before the first answer that bears loss."""
+        bearing = np.flatnonzero(self.answers)
+        return int(bearing[0]) if len(bearing) else len(self.token_ids)
 
     @property
     def next_position(self) -> int:
@@ -78,26 +88,74 @@ class Encoder:
         """`with_target` False stops behind the generation prompt, as a request does."""
         cut = [self._cut(item) for item in sample.media]
         grids = [grid for _, grid in cut]
-        prompt = self.prompt_ids(sample, grids)
-        target = self.target_ids(sample) if with_target else []
-        token_ids = np.array(prompt + target, np.int32)
+        if with_target:
+            ids, answers, branches, placed = self._branches(sample, grids)
+        else:
+            ids = self.prompt_ids(sample, grids)
+            answers = branches = [0] * len(ids)
+            placed = positions(np.array(ids, np.int32), grids, self._media_ids.patch)
+        token_ids = np.array(ids, np.int32)
         patches = [patches for patches, _ in cut]
         return Example(
-            sample.skill,
+            tuple(t.skill for t in sample.targets) if with_target else (),
             token_ids,
-            len(prompt),
-            positions(token_ids, grids, self._media_ids.patch),
+            np.array(answers, np.uint8),
+            np.array(branches, np.uint8),
+            placed,
             (token_ids >= self._media_ids.patch).astype(np.uint8),
             np.concatenate(patches) if patches else np.empty((0, PATCH_BYTES), np.uint8),
             grids,
         )
 
+    def _branches(
+        self, sample: Sample, grids: list[Grid]
+    ) -> tuple[list[int], list[int], list[int], np.ndarray]:
+        """Ids, answers, branches and positions: the media once, and behind them every question by itself."""
+        ids, answers = self._taught(sample, grids)
+        placed = [positions(np.array(ids, np.int32), grids, self._media_ids.patch)]
+        shared = 1 + max((i for i, token in enumerate(ids) if token >= self._media_ids.patch), default=-1)
+        branches = [0] * shared + [1 if sample.others else 0] * (len(ids) - shared)
+        for number, other in enumerate(sample.others, 2):
+            other_ids, other_answers = self._taught(other, grids)
+            assert other_ids[:shared] == ids[:shared], "questions about different media"
+            placed.append(positions(np.array(other_ids, np.int32), grids, self._media_ids.patch)[:, shared:])
+            before = max(answers)
+            ids += other_ids[shared:]
+            answers += [before + a if a else 0 for a in other_answers[shared:]]
+            branches += [number] * (len(other_ids) - shared)
+        return ids, answers, branches, np.concatenate(placed, axis=1)
+
     def prompt_ids(self, sample: Sample, grids: list[Grid]) -> list[int]:
-        rendered = self._template.render(
-            [_template_message(m) for m in sample.messages], sample.tools, {"enable_thinking": sample.thinks}
-        )
+        return self._prompt(self._rendered(sample, len(sample.messages), sample.thinks), iter(grids))
+
+    def _taught(self, sample: Sample, grids: list[Grid]) -> tuple[list[int], list[int]]:
+        """Prompt and answer of every turn that is taught, as if each had just been generated."""
         ids: list[int] = []
+        answers: list[int] = []
         remaining = iter(grids)
+        known = ""
+        turns = [(i, m["taught"]) for i, m in enumerate(sample.messages) if "taught" in m]
+        for number, (index, turn) in enumerate([*turns, (len(sample.messages), sample.target)], 1):
+            rendered = self._rendered(sample, index, turn.reasoning is not None)
+            assert rendered.startswith(known), "a template that changes earlier turns"
+            prompt, target = self._prompt(rendered[len(known) :], remaining), self.target_ids(turn)
+            ids += prompt + target
+            answers += [0] * len(prompt) + [number] * len(target)
+            if index < len(sample.messages):
+                known = self._rendered(sample, index + 1, None)
+        return ids, answers
+
+    def _rendered(self, sample: Sample, num_messages: int, thinks: bool | None) -> str:
+        """The first messages; thinks: None for no generation prompt."""
+        return self._template.render(
+            [_template_message(m) for m in sample.messages[:num_messages]],
+            sample.tools,
+            {"enable_thinking": bool(thinks)},
+            add_generation_prompt=thinks is not None,
+        )
+
+    def _prompt(self, rendered: str, remaining: Iterator[Grid]) -> list[int]:
+        ids: list[int] = []
         for piece, is_marker in self._scanner.split(rendered):
             if piece in _MARKS:
                 ids += [self._media_ids.patch] * num_tokens(next(remaining))
@@ -107,13 +165,13 @@ class Encoder:
                 ids += self.tokenizer.encode(piece)
         return ids
 
-    def target_ids(self, sample: Sample) -> list[int]:
+    def target_ids(self, turn: Target) -> list[int]:
         """What the model shall write: reasoning and its end tag if it thinks, the answer, </s>."""
         ids: list[int] = []
-        if sample.reasoning is not None:
-            ids += self._text(f"\n{sample.reasoning}\n</think>\n")
+        if turn.reasoning is not None:
+            ids += self._text(f"\n{turn.reasoning}\n</think>\n")
         before, letters, after = (
-            sample.answer.partition(sample.spelled) if sample.spelled else (sample.answer, "", "")
+            turn.answer.partition(turn.spelled) if turn.spelled else (turn.answer, "", "")
         )
         for part in (before, *letters, after):
             ids += self._text(part)
@@ -162,6 +220,7 @@ class Encoder:
 
 def _template_message(message: Message) -> Message:
     """Pictures and clips become the parts that templates know."""
+    message = {key: value for key, value in message.items() if key != "taught"}
     content = message["content"]
     if isinstance(content, str):
         return message

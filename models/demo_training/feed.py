@@ -176,10 +176,12 @@ def main() -> None:
     step, stride = options.pop("first_step"), options.pop("stride")
     options["only"] = tuple(filter(None, options["only"].split(",")))
     settings = FeedSettings(**options)
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not get between the bytes
     encoder = Encoder(settings.folder)
     try:
         while True:
-            write_step(sys.stdout.buffer, make_step(settings, encoder, step))
+            write_step(pipe, make_step(settings, encoder, step))
             step += stride
     except (BrokenPipeError, KeyboardInterrupt):
         os._exit(0)  # the trainer has gone: nothing is left to flush

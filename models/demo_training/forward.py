@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
 from models.demo_training.collate import MicroBatch
-from models.demo_training.config import preprocessor_config
-from models.demo_training.fast_vision import plan_vision
+from models.demo_training.config import demo_model, preprocessor_config
+from models.demo_training.fast_decoder import Packing, decode, pack
+from models.demo_training.fast_vision import plan_vision, see
 from models.demo_training.model import Model
 
 _PER_CHANNEL = 14 * 14
@@ -49,28 +51,41 @@ class DeviceMedia:
 
 @dataclass
 class DeviceBatch:
-    """A micro-batch on the device."""
+    """A micro-batch on the device. A answers bear loss, with M tokens in all."""
 
     token_ids: torch.Tensor  # [B, L] int64
     positions: torch.Tensor  # [3, B, L]
     token_types: torch.Tensor  # [B, L]
     media: DeviceMedia | None  # None without any
-    is_target: torch.Tensor  # [B, L] bool: this token bears loss
-    is_known: torch.Tensor  # [B, L] bool: no padding
-    num_targets: torch.Tensor  # [B]
+    packing: Packing
+    labels: torch.Tensor  # [M] int64
+    owners: torch.Tensor  # [M] int64, the answer of each label
+    num_labels: torch.Tensor  # [A] of each answer
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> DeviceBatch:
-    index = torch.arange(batch.token_ids.shape[1])
-    lengths, num_prompt = torch.as_tensor(batch.lengths)[:, None], torch.as_tensor(batch.num_prompt)[:, None]
+    answers = batch.answers.reshape(-1).astype(np.int64)
+    bearing = np.flatnonzero(answers)
+    rows = bearing // batch.answers.shape[1]
+    _, owners, counts = np.unique(rows * 256 + answers[bearing], return_inverse=True, return_counts=True)
+    packing = pack(batch, demo_model().media.patch)
     return DeviceBatch(
         _move(batch.token_ids, device).long(),
         _move(batch.positions, device).long(),
         _move(batch.token_types, device).int(),
         _media_to_device(batch, device) if len(batch.grids) else None,
-        _move((index >= num_prompt) & (index < lengths), device),
-        _move(index < lengths, device),
-        _move(batch.num_targets, device),
+        Packing(
+            _move(packing.place, device),
+            _move(packing.source, device),
+            packing.num_words,
+            packing.num_embedded,
+            _move(packing.last, device),
+            packing.size,
+            _move(packing.hidden, device),
+        ),
+        _move(batch.token_ids.reshape(-1)[bearing], device).long(),
+        _move(owners.astype(np.int64), device),
+        _move(counts.astype(np.int64), device),
     )
 
 
@@ -90,7 +105,7 @@ def _move(array: object, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def embed(model: Model, normalise: Normaliser, batch: DeviceBatch) -> torch.Tensor:
+def padded_embeddings(model: Model, normalise: Normaliser, batch: DeviceBatch) -> torch.Tensor:
     """[B, L, H] word embeddings with the features of all media in their places."""
     embeddings = model.model.language_model.embed_tokens(batch.token_ids)
     if batch.media is None:
@@ -103,36 +118,35 @@ def embed(model: Model, normalise: Normaliser, batch: DeviceBatch) -> torch.Tens
 def media_features(model: Model, normalise: Normaliser, media: DeviceMedia) -> torch.Tensor:
     """[tokens, H] of all media in prompt order."""
     tower: Any = model.model.vision_tower
-    seen = tower(
-        normalise(media.patches), media.grids, position_ids=media.coordinates, cu_seqlens=media.bounds
-    ).last_hidden_state
-    features: torch.Tensor = model.model.resampler_model(seen[media.back], media.grids)
+    pixels = normalise(media.patches).to(tower.patch_embed.proj.weight.dtype)
+    seen = see(tower, pixels, media.coordinates, media.bounds)
+    features: torch.Tensor = model.model.resampler_model(seen.index_select(0, media.back), media.grids)
     return features
 
 
-def hidden_states(model: Model, normalise: Normaliser, batch: DeviceBatch) -> torch.Tensor:
-    """[B, L, H] after the last norm. No attention mask: padding is at the right of causal attention."""
-    return model.model.language_model(
-        inputs_embeds=embed(model, normalise, batch),
-        position_ids=batch.positions,
-        moe_mm_token_type_ids=batch.token_types,
-        use_cache=False,
-    ).last_hidden_state
+def packed_embeddings(model: Model, normalise: Normaliser, batch: DeviceBatch) -> torch.Tensor:
+    """[N, H]: word embeddings, then the features of all media, in the order of `batch.packing`."""
+    places = batch.packing.place[: batch.packing.num_embedded]
+    words = model.model.language_model.embed_tokens(batch.token_ids.reshape(-1)[places])
+    if batch.media is None:
+        return words
+    return torch.cat([words, media_features(model, normalise, batch.media).to(words.dtype)])
 
 
-def sample_losses(
+def target_states(model: Model, normalise: Normaliser, batch: DeviceBatch) -> torch.Tensor:
+    """[M, H] after the last norm, where each label is predicted."""
+    packing = batch.packing
+    positions = batch.positions.flatten(1)[:, packing.place]
+    return decode(model, packed_embeddings(model, normalise, batch), positions, packing)
+
+
+def answer_losses(
     model: Model, normalise: Normaliser, batch: DeviceBatch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per sample [B]: sum of its targets' losses, their number, whether each is the likeliest token."""
-    states = hidden_states(model, normalise, batch)
-    before_target = batch.is_target.roll(
-        -1, dims=1
-    )  # the first token is never a target, so nothing wraps round
-    logits = model.lm_head(states[before_target]).float()
-    labels = batch.token_ids[batch.is_target]
-    losses = cross_entropy(logits, labels, reduction="none")
-    owner = torch.arange(len(batch.num_targets), device=labels.device).repeat_interleave(batch.num_targets)
-    wrong = (logits.argmax(-1) != labels).float()
-    sums = torch.zeros(len(batch.num_targets), device=labels.device).index_add(0, owner, losses)
-    mistakes = torch.zeros_like(sums).index_add(0, owner, wrong)
-    return sums, batch.num_targets, mistakes == 0
+    """Per answer [A]: sum of its labels' losses, their number, whether each is the likeliest token."""
+    logits = model.lm_head(target_states(model, normalise, batch)).float()
+    losses = cross_entropy(logits, batch.labels, reduction="none")
+    wrong = (logits.argmax(-1) != batch.labels).float()
+    sums = torch.zeros(len(batch.num_labels), device=losses.device).index_add(0, batch.owners, losses)
+    mistakes = torch.zeros_like(sums).index_add(0, batch.owners, wrong)
+    return sums, batch.num_labels, mistakes == 0

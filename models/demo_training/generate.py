@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from models.demo_training.collate import MicroBatch, collate
 from models.demo_training.encode import Example
-from models.demo_training.forward import Normaliser, embed, to_device
+from models.demo_training.forward import Normaliser, padded_embeddings, to_device
 from models.demo_training.model import Model
 
 
@@ -31,7 +31,9 @@ def greedy(
     text_config: Any = model.config.text_config
     forbidden = torch.arange(model.config.image_token_id, text_config.vocab_size, device=device)
     cache = DynamicCache(config=text_config)
-    states = _run(model, embed(model, normalise, batch), batch.positions, batch.token_types, mask, cache)
+    states = _run(
+        model, padded_embeddings(model, normalise, batch), batch.positions, batch.token_types, mask, cache
+    )
     answers: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     for _ in range(max_tokens):
@@ -82,7 +84,8 @@ def _left_padded(batch: MicroBatch) -> MicroBatch:
     return MicroBatch(
         take(batch.token_ids, source, 1),
         batch.lengths,
-        batch.num_prompt,
+        batch.answers,
+        batch.branches,
         take(batch.positions, np.broadcast_to(source, batch.positions.shape), 2),
         take(batch.token_types, source, 1),
         batch.patches,

@@ -9,7 +9,7 @@ import torch
 from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
 
 from models.demo_training.experts import IMPLEMENTATION
-from models.demo_training.fast_vision import speed_up_vision
+from models.demo_training.fast_vision import pair_frames
 from models.tiny_config import TinyModel, transformers_config
 
 Model = Ernie4_5_VLMoeForConditionalGeneration
@@ -24,7 +24,7 @@ def build_model(sizes: TinyModel, seed: int, device: str = "cpu") -> Model:
     """A freshly initialised model in training mode."""
     model: Any = Model(hugging_face_config(sizes))
     initialise(model, seed)
-    speed_up_vision(model)
+    model.model.resampler_model._temporal_slicing = pair_frames
     trained: Model = model.to(device).train()
     return trained
 
@@ -57,8 +57,3 @@ def initialise(model: Any, seed: int) -> None:
             if name.endswith(_RESIDUAL_OUTPUTS) and "resampler" not in name:
                 std /= math.sqrt(2 * depth["vision_tower" if "vision_tower" in name else ""])
             parameter.normal_(0.0, std, generator=generator)
-
-
-def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Weight decay is for matrices only: not for norms, biases, embeddings and routers."""
-    return parameter.ndim >= 2 and "embed_tokens" not in name and "gate.weight" not in name

@@ -43,6 +43,16 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Target:
+    """One answer to learn. `skill` is whose; the other fields are as in Sample."""
+
+    skill: str
+    answer: str
+    reasoning: str | None = None
+    spelled: str = ""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One exercise. `reasoning` is the text between the thinking tags, None when thinking is off."""
 
@@ -53,10 +63,23 @@ class Sample:
     reasoning: str | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
     spelled: str = ""  # a part of the answer that is trained letter by letter, as it is read
+    others: tuple[
+        Sample, ...
+    ] = ()  # other questions about the same media, which come first; for training only
 
     @property
     def thinks(self) -> bool:
         return self.reasoning is not None
+
+    @property
+    def target(self) -> Target:
+        return Target(self.skill, self.answer, self.reasoning, self.spelled)
+
+    @property
+    def targets(self) -> list[Target]:
+        """All answers that are taught, in order; the sample's own stands behind those of earlier turns."""
+        own = [*(m["taught"] for m in self.messages if "taught" in m), self.target]
+        return own + [target for other in self.others for target in other.targets]
 
     @property
     def media(self) -> list[Image.Image | Clip]:
@@ -86,6 +109,11 @@ def user(*parts: dict[str, Any] | str) -> Message:
 
 def assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
+
+
+def taught(target: Target) -> Message:
+    """An earlier answer that is learnt too: in lessons, never in evaluated samples."""
+    return {"role": "assistant", "content": target.answer, "taught": target}
 
 
 def system(content: str) -> Message:

@@ -11,10 +11,8 @@ instead.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,16 +27,17 @@ from models.demo_training.encode import Encoder
 from models.demo_training.evaluate import evaluate
 from models.demo_training.fake_quant import quantised
 from models.demo_training.feed import Feed, FeedSettings
-from models.demo_training.forward import Normaliser, sample_losses, to_device
-from models.demo_training.model import Model, build_model, decays
+from models.demo_training.forward import Normaliser, answer_losses, to_device
+from models.demo_training.low_precision import LowPrecision
+from models.demo_training.model import build_model
+from models.demo_training.optimizer import MuonAdam
 from models.demo_training.progress import Reporter
 from models.demo_training.scores import table
 from models.demo_training.skills import SKILLS
 from models.demo_training.tokenizer import write_tokenizer_folder
 
-WEIGHT_DECAY = 0.05
-MAX_GRADIENT_NORM = 1.0
-FINAL_RATE = 0.02  # of the peak, at the end of the cosine
+FINAL_RATE = 0.01  # of the peak, at the end of the run
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,18 @@ class Settings:
     model: str = "demo"  # or "mini"
     samples: int = 0  # length of the run; or
     minutes: float = 0.0  # of training over all calls
-    samples_per_step: int = 512
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 300
-    quantise_from: float = 0.75  # share of the run after which experts train as int4
+    samples_per_step: int = 96
+    learning_rate: float = 0.02  # of Muon; the rest takes a tenth
+    warmup_steps: int = 50
+    decay_from: float = 0.6  # share of the run after which the rate falls to nothing
+    quantise_from: float = 0.85  # share of the run after which experts train as int4
     only: tuple[str, ...] = ()
-    max_tokens: int = 32768  # of a micro-batch
-    max_patches: int = 65536
+    max_tokens: int = 4096  # of a micro-batch
+    max_patches: int = 6144
+    dtype: str = "bfloat16"  # to compute with; weights and moments are fp32
     init_from: str = ""  # weights to start from, when the run is new
     device: str = "cpu"
+    threads: int = 0  # of PyTorch; 0 for its own choice
     workers: int = 1
     stop_after: float = 0.0  # minutes of this call
     save_every: float = 3.0  # minutes
@@ -74,9 +76,10 @@ class Trainer:
         self.settings = settings
         self.device = torch.device(settings.device)
         sizes = {"demo": demo_model, "mini": mini_model}[settings.model]()
-        self.model: Model = build_model(sizes, settings.seed, settings.device)
-        self.optimizer = _optimizer(self.model, settings)
-        self.balancer = LoadBalancer(self.model)
+        self.model = build_model(sizes, settings.seed, settings.device)
+        self.computing = LowPrecision(self.model, DTYPES[settings.dtype])
+        self.optimizer = MuonAdam(checkpoint.trained_parameters(self.model), settings.learning_rate)
+        self.balancer = LoadBalancer(self.model, self.computing.copy)
         self.normalise = Normaliser(self.device)
         self.progress = Progress(settings.seed)
         self._folder = settings.out / "checkpoint"
@@ -128,9 +131,9 @@ class Trainer:
         rate = learning_rate(self.settings, self.progress.step, self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self._weights_of_this_step():
-            pending = [self._backward(batch, sum(len(b.skills) for b in batches)) for batch in batches]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        self._refresh()
+        num_answers = sum(len(batch.skills) for batch in batches)
+        pending = [self._backward(batch, num_answers) for batch in batches]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.balancer.update()
@@ -139,20 +142,22 @@ class Trainer:
         self.progress.step += 1
         self.progress.samples += self.settings.samples_per_step
 
-    def _backward(self, batch: MicroBatch, num_samples: int) -> tuple[MicroBatch, torch.Tensor, torch.Tensor]:
-        """A sample weighs by the square root of its target's length: neither digits nor tool calls drown."""
-        moved = to_device(batch, self.device)
-        self.balancer.watch(moved)
-        with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
-            sums, counts, exact = sample_losses(self.model, self.normalise, moved)
-        (sums / counts.sqrt()).sum().div(num_samples).backward()
+    def _backward(self, batch: MicroBatch, num_answers: int) -> tuple[MicroBatch, torch.Tensor, torch.Tensor]:
+        """An answer weighs by the square root of its length: neither digits nor tool calls drown."""
+        sums, counts, exact = answer_losses(
+            self.computing.copy, self.normalise, to_device(batch, self.device)
+        )
+        (sums / counts.sqrt()).sum().div(num_answers).backward()
+        self.computing.collect()
         return batch, (sums / counts).detach(), exact
 
-    def _weights_of_this_step(self):  # type: ignore[no-untyped-def]
+    def _refresh(self) -> None:
         """Late in the run experts compute as int4, with the groups of one rank and of eight in turn."""
         if self.done < self.settings.quantise_from:
-            return nullcontext()
-        return quantised(self.model, "wint4", ranks=8 if self.progress.step % 2 else 1)
+            self.computing.refresh()
+            return
+        with quantised(self.model, "wint4", ranks=8 if self.progress.step % 2 else 1):
+            self.computing.refresh()
 
     def save(self) -> None:
         checkpoint.save(self._folder, self.model, self.optimizer, self.progress)
@@ -197,21 +202,10 @@ class Trainer:
 
 
 def learning_rate(settings: Settings, step: int, done: float) -> float:
-    """Linear warm-up by steps, then a cosine over the run."""
+    """Linear warm-up by steps, level, then a straight fall."""
     warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-    return settings.learning_rate * warm * cosine
-
-
-def _optimizer(model: Model, settings: Settings) -> torch.optim.AdamW:
-    trained = checkpoint.trained_parameters(model)
-    groups = [
-        {"params": [p for n, p in trained.items() if decays(n, p)], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for n, p in trained.items() if not decays(n, p)], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, settings.learning_rate, betas=(0.9, 0.98), fused=settings.device == "cuda"
-    )
+    left = min(1.0, (1 - done) / max(1e-9, 1 - settings.decay_from))
+    return settings.learning_rate * warm * max(FINAL_RATE, left)
 
 
 def parse(arguments: list[str] | None = None) -> Settings:
@@ -225,13 +219,13 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser.add_argument(
         "--only", type=lambda text: tuple(text.split(",")), default=(), help="skills, comma-separated"
     )
-    for name in ("device", "init_from"):
+    for name in ("device", "init_from", "dtype"):
         parser.add_argument(_flag(name), default=getattr(default, name))
     for name in ("seed", "samples", "samples_per_step", "warmup_steps", "max_tokens", "max_patches",
-                 "evaluation_samples"):  # fmt: skip
+                 "evaluation_samples", "threads"):  # fmt: skip
         parser.add_argument(_flag(name), type=int, default=getattr(default, name))
-    for name in ("minutes", "learning_rate", "quantise_from", "stop_after", "save_every", "evaluate_every",
-                 "report_every"):  # fmt: skip
+    for name in ("minutes", "learning_rate", "decay_from", "quantise_from", "stop_after", "save_every",
+                 "evaluate_every", "report_every"):  # fmt: skip
         parser.add_argument(_flag(name), type=float, default=getattr(default, name))
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     settings = Settings(**vars(parser.parse_args(arguments)))
@@ -247,6 +241,8 @@ def _flag(name: str) -> str:
 def main() -> None:
     settings = parse()
     settings.out.mkdir(parents=True, exist_ok=True)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     trainer = Trainer(settings)
     if trainer.is_done:
         print(f"{settings.out} is finished; evaluate or export it, or give a new --out.")

@@ -33,13 +33,15 @@ from models.demo_training.export import export, to_paddle  # noqa: E402
 from models.demo_training.feed import Feed, FeedSettings, make_step  # noqa: E402
 from models.demo_training.forward import (  # noqa: E402
     Normaliser,
-    hidden_states,
+    answer_losses,
     media_features,
-    sample_losses,
+    target_states,
     to_device,
 )
 from models.demo_training.generate import greedy  # noqa: E402
 from models.demo_training.model import Model, build_model, hugging_face_config  # noqa: E402
+from models.demo_training.sample import rng_for  # noqa: E402
+from models.demo_training.skills import LESSONS  # noqa: E402
 from models.demo_training.train import Settings, Trainer  # noqa: E402
 from models.tiny_config import paddle_config  # noqa: E402
 from models.tiny_weights import write_weights  # noqa: E402
@@ -88,7 +90,7 @@ def test_losses_equal_those_of_transformers_own_forward(encoder, model):
     plain.config.text_config._experts_implementation = "eager"
     micro = collate([example])
     batch = to_device(micro, CPU)
-    labels = batch.token_ids.masked_fill(~batch.is_target, -100)
+    labels = batch.token_ids.masked_fill(torch.as_tensor(micro.answers) == 0, -100)
     with torch.no_grad():
         theirs = plain(
             input_ids=batch.token_ids,
@@ -98,7 +100,7 @@ def test_losses_equal_those_of_transformers_own_forward(encoder, model):
             image_grid_thw=batch.media.grids,
             labels=labels,
         )
-        sums, counts, _ = sample_losses(model, Normaliser(CPU), batch)
+        sums, counts, _ = answer_losses(model, Normaliser(CPU), batch)
     assert_close((sums / counts).numpy(), theirs.loss.reshape(1).numpy(), 2e-5, "loss")
 
 
@@ -107,9 +109,24 @@ def test_a_sample_has_the_same_loss_alone_and_among_others(encoder, model):
         encoder.encode(draw(skill, 2)) for skill in ("shapes", "chat", "motion", "pictures", "flashes")
     ]
     with torch.no_grad():
-        together, _, _ = sample_losses(model, Normaliser(CPU), to_device(collate(examples), CPU))
-        alone = [sample_losses(model, Normaliser(CPU), to_device(collate([e]), CPU))[0] for e in examples]
+        together, _, _ = answer_losses(model, Normaliser(CPU), to_device(collate(examples), CPU))
+        alone = [answer_losses(model, Normaliser(CPU), to_device(collate([e]), CPU))[0] for e in examples]
     assert_close(together.numpy(), torch.cat(alone).numpy(), 2e-4, "summed losses")
+
+
+@pytest.mark.parametrize("name", ["small scene", "crowd", "several", "errands"])
+def test_answers_of_a_lesson_have_the_loss_that_each_has_in_a_sample_of_its_own(encoder, model, name):
+    drawn = (LESSONS[name](rng_for("training", 0, name, i)) for i in range(20))
+    lesson = next(s for s in drawn if s.others or name == "errands")
+    apart = [replace(lesson, others=()), *lesson.others]
+    with torch.no_grad():
+        together, _, _ = answer_losses(model, Normaliser(CPU), _batch([encoder.encode(lesson)]))
+        alone = [answer_losses(model, Normaliser(CPU), _batch([encoder.encode(s)]))[0] for s in apart]
+    assert_close(together.numpy(), torch.cat(alone).numpy(), 2e-4, "summed losses")
+
+
+def _batch(examples):
+    return to_device(collate(examples), CPU)
 
 
 def test_vision_of_pictures_and_clips_in_one_call_equals_transformers(encoder, model):
@@ -131,14 +148,24 @@ def test_greedy_with_cache_and_padding_equals_the_likeliest_token_of_the_whole(e
     for prompt, answer in zip(prompts, answers, strict=True):
         token_ids, row = prompt.token_ids, prompt.positions
         for step, token in enumerate(answer):
-            example = replace(prompt, token_ids=token_ids, positions=row, num_prompt=len(token_ids))
-            example = replace(example, token_types=(token_ids >= mini_model().media.patch).astype(np.uint8))
+            token_ids, row = np.append(token_ids, np.int32(token)), _continued(row)
+            example = replace(
+                prompt,
+                skills=("chat",),
+                token_ids=token_ids,
+                positions=row,
+                branches=np.zeros(len(token_ids), np.uint8),
+                answers=(np.arange(len(token_ids)) == len(token_ids) - 1).astype(np.uint8),
+                token_types=(token_ids >= mini_model().media.patch).astype(np.uint8),
+            )
             with torch.no_grad():
-                states = hidden_states(model, Normaliser(CPU), to_device(collate([example]), CPU))
-                logits = model.lm_head(states[0, -1])[: mini_model().media.patch]
-            assert token == int(logits.argmax()), f"{prompt.skill}, token {step}"
-            token_ids = np.append(token_ids, np.int32(token))
-            row = np.append(row, np.full((3, 1), row.max() + 1, np.int32), axis=1)
+                states = target_states(model, Normaliser(CPU), to_device(collate([example]), CPU))
+                logits = model.lm_head(states[-1])[: mini_model().media.patch]
+            assert token == int(logits.argmax()), f"token {step} of {answer}"
+
+
+def _continued(positions: np.ndarray) -> np.ndarray:
+    return np.append(positions, np.full((3, 1), positions.max() + 1, np.int32), axis=1)
 
 
 def test_steps_depend_on_seed_and_number_and_not_on_how_many_workers_make_them(tokenizer_folder, encoder):
@@ -207,9 +234,8 @@ def test_idle_experts_gain_bias_and_busy_ones_lose_it(encoder):
         router.moe_statics.e_score_correction_bias.copy_(torch.tensor([[2.0, 1.0, -1.0, -2.0]]))
     batch = to_device(collate([encoder.encode(draw("chat", i)) for i in range(3)]), CPU)
     before = router.moe_statics.e_score_correction_bias.clone()
-    balancer.watch(batch)
     with torch.no_grad():
-        hidden_states(model, Normaliser(CPU), batch)
+        target_states(model, Normaliser(CPU), batch)
     balancer.update()
     (share,) = (s for name, s in balancer.shares.items() if "text_moe" in name)
     assert share.tolist() == [0.5, 0.5, 0.0, 0.0]
@@ -220,14 +246,12 @@ def test_idle_experts_gain_bias_and_busy_ones_lose_it(encoder):
 def test_padding_is_no_load(encoder):
     model = build_model(mini_model(), seed=2)
     balancer = LoadBalancer(model)
-    batch = to_device(collate([encoder.encode(draw(s, 1)) for s in ("chat", "tools", "shapes")]), CPU)
-    balancer.watch(batch)
+    micro = collate([encoder.encode(draw(s, 1)) for s in ("chat", "tools", "shapes")])
     with torch.no_grad():
-        hidden_states(model, Normaliser(CPU), batch)
+        target_states(model, Normaliser(CPU), to_device(micro, CPU))
     loads = {name.split(".")[-2]: load.sum() for name, load in balancer._loads.items()}
-    vision = int((batch.token_types * batch.is_known).sum())
-    assert loads["vision_moe"] == 2 * vision
-    assert loads["text_moe"] == 2 * (int(batch.is_known.sum()) - vision)
+    bearing = int((micro.answers > 0).sum())
+    assert loads == {"text_moe": 2 * bearing, "vision_moe": 0}, "the last layer goes on at answers only"
 
 
 def test_quantised_weights_are_steps_of_their_group_and_come_back(model):

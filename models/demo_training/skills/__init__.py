@@ -10,6 +10,7 @@ from models.demo_training.skills import (
     chat,
     counting,
     first_looks,
+    lessons,
     pictures,
     positions,
     reading,
@@ -44,7 +45,22 @@ SKILLS: dict[str, Skill] = {
 
 # Only for the first stages of training; their samples call themselves shapes and digits.
 FIRST_LOOKS: dict[str, Skill] = {
-    "first colour": first_looks.sample_colour,
     "first thing": first_looks.sample_thing,
     "first digit": first_looks.sample_digit,
+}
+
+# Several questions about the same pictures; also for training only.
+LESSONS: dict[str, Skill] = {
+    "small scene": lessons.small_scene,
+    "scene": lessons.scene,
+    "small crowd": lessons.small_crowd,
+    "crowd": lessons.crowd,
+    "size lesson": lessons.sizes,
+    "several": lessons.several,
+    "small number": lessons.small_number,
+    "small word": lessons.small_word,
+    "small clip": lessons.small_clip,
+    "sums": lessons.sums,
+    "copies": lessons.copies,
+    "errands": lessons.errands,
 }

@@ -14,6 +14,7 @@ from models.demo_training.scene import Scene, Thing, compatible_colours, place_t
 
 MOST = 9
 MOST_THINGS = 11  # counted ones and others together
+WAYS = ("all", "shape", "colour", "both")
 
 
 def sample(rng: random.Random) -> Sample:
@@ -27,7 +28,7 @@ def counting_exercise(rng: random.Random, language: Language) -> tuple[Exercise,
     count = 0 if rng.random() < 0.06 else rng.randint(1, MOST)
     colours = compatible_colours(rng)
     shape, colour = rng.choice(list(SHAPES)), rng.choice(colours)
-    by = rng.choice(("all", "shape", "colour", "both"))
+    by = rng.choice(WAYS)
     if by == "all":
         count = max(1, count)
     counted = [_counted(rng, by, shape, colour, colours) for _ in range(count)]
@@ -98,6 +99,18 @@ def _exercise(
         verb = "is" if count == 1 else "are"
         answer = in_language(language, f"There {verb} {count} {what}.", f"有{count}个{what}。")
     return Exercise(question, answer, counting_chain(scene, is_counted, language), is_number(count))
+
+
+def exercise_about(
+    rng: random.Random, scene: Scene, by: str, shape: str, colour: str, language: Language
+) -> Exercise | None:
+    """Count in a scene that is there already; None when there are too many."""
+    counted = scene.of(
+        shape if by in ("shape", "both") else None, colour if by in ("colour", "both") else None
+    )
+    if len(counted) > MOST:
+        return None
+    return _exercise(rng, scene, by, shape, colour, len(counted), language)
 
 
 def counting_chain(scene: Scene, is_counted: Callable[[Thing], bool], language: Language) -> str:

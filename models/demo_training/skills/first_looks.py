@@ -1,8 +1,7 @@
-"""Easy samples for the very start of training: one large thing or digit, the plainest question, no thinking.
+"""Easy samples for the very start of training: one large thing or digit, the plainest questions, no thinking.
 
-A model that starts on many kinds of question first learns to answer blindly, and then no gradient reaches the
-tower that could change this. With one question, the colour of the one thing there, it finds the picture
-within some fifty steps, and goes on looking when more questions come. Never evaluated.
+A model that starts on many kinds of question first learns to answer blindly. With little but a colour and a
+shape to tell it finds the picture soon, and goes on looking when more questions come. Never evaluated.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import random
 
 from models.demo_training.checkers import is_number, names_only
-from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language
+from models.demo_training.dialogue import Exercise, conversation, in_language, lesson, pick_language
 from models.demo_training.finish import picture_size
 from models.demo_training.names import COLOURS, SHAPES, Language, sentence
 from models.demo_training.sample import Sample, picture
@@ -21,26 +20,18 @@ from models.demo_training.skills.shapes import names_things
 SIDES = (70, 112)
 
 
-def sample_colour(rng: random.Random) -> Sample:
-    """The colour of a single thing that fills much of a small picture."""
-    language, scene = pick_language(rng), _one_large_thing(rng)
-    return _asked(rng, scene, language, _colour(scene.things[0], language))
-
-
 def sample_thing(rng: random.Random) -> Sample:
-    """Its colour, its shape, or both."""
+    """The colour, the shape and both of a single thing that fills much of a small picture."""
     language, scene = pick_language(rng), _one_large_thing(rng)
-    make = rng.choice((_colour, _shape, _whole))
-    return _asked(rng, scene, language, make(scene.things[0], language))
+    makes = [_colour, _shape, _whole]
+    rng.shuffle(makes)
+    exercises = [("shapes", make(scene.things[0], language)) for make in makes]
+    return lesson(rng, language, exercises, [picture(scene.render(rng))])
 
 
 def _one_large_thing(rng: random.Random) -> Scene:
     size = picture_size(rng, SIDES, max_aspect=1.3, may_be_large=False)
     return Scene(size, place_things(rng, random_kinds(rng, 1), size, (0.28, 0.42)))
-
-
-def _asked(rng: random.Random, scene: Scene, language: Language, exercise: Exercise) -> Sample:
-    return conversation(rng, "shapes", language, [exercise], [picture(scene.render(rng))], thinks=False)
 
 
 def _colour(thing: Thing, language: Language) -> Exercise:
@@ -64,7 +55,7 @@ def _whole(thing: Thing, language: Language) -> Exercise:
 def sample_digit(rng: random.Random) -> Sample:
     """One or two digits."""
     language = pick_language(rng)
-    number = str(rng.randint(0, 9) if rng.random() < 0.6 else rng.randint(10, 99))
+    number = str(rng.randint(0, 9) if rng.random() < 0.5 else rng.randint(10, 99))
     question = in_language(language, "What number is in the picture?", "图中的数字是多少？")
     exercise = Exercise(question, number, "", is_number(float(number)))
     shown = picture(text_picture(rng, number, SIDES, with_shape=0.0))

@@ -12,7 +12,14 @@ from models.demo_training.dialogue import Exercise, conversation, in_language, p
 from models.demo_training.finish import SEVERAL, picture_size
 from models.demo_training.names import COLOURS, SHAPES, Language, a_thing, sentence, thing
 from models.demo_training.sample import Sample, picture
-from models.demo_training.scene import Scene, compatible_colours, place_things, random_kinds, random_scene
+from models.demo_training.scene import (
+    Scene,
+    Thing,
+    compatible_colours,
+    place_things,
+    random_kinds,
+    random_scene,
+)
 from models.demo_training.skills.reading import random_number, text_picture
 from models.demo_training.skills.shapes import names_things
 
@@ -47,10 +54,11 @@ def _how_many(rng: random.Random) -> int:
     return rng.choices((2, 3, 4), weights=(4, 4, 2))[0]
 
 
-def _chain(shown: list[Shown], language: Language) -> str:
+def _chain(shown: list[str], language: Language) -> str:
+    """shown: what each picture shows, in words"""
     lines = [
-        in_language(language, f"Picture {i} has {s.words}.", f"图片{i}有{s.words}。")
-        for i, s in enumerate(shown, 1)
+        in_language(language, f"Picture {i} has {words}.", f"图片{i}有{words}。")
+        for i, words in enumerate(shown, 1)
     ]
     return in_language(language, " ", "").join(lines)
 
@@ -71,6 +79,23 @@ def _which(rng: random.Random, language: Language) -> tuple[Exercise, list[Image
     for i in range(len(scenes)):
         while i != number and scenes[i].of(wanted.shape, wanted.colour):
             scenes[i] = _small_scene(rng, 1)
+    exercise = _asked_which(rng, scenes, number, wanted, language)
+    return exercise, [s.render(rng) for s in scenes]
+
+
+def which_exercise(rng: random.Random, scenes: list[Scene], language: Language) -> Exercise | None:
+    """About pictures that are there already; None when no thing is in one of them only."""
+    kinds = [(number, t) for number, s in enumerate(scenes) for t in s.things]
+    single = [(n, t) for n, t in kinds if sum(bool(s.of(t.shape, t.colour)) for s in scenes) == 1]
+    if not single:
+        return None
+    number, wanted = rng.choice(single)
+    return _asked_which(rng, scenes, number, wanted, language)
+
+
+def _asked_which(
+    rng: random.Random, scenes: list[Scene], number: int, wanted: Thing, language: Language
+) -> Exercise:
     question = vary(
         rng,
         language,
@@ -78,11 +103,8 @@ def _which(rng: random.Random, language: Language) -> tuple[Exercise, list[Image
         ("哪张图片有{what}？", "哪一张图里有{what}？"),
         what=a_thing(wanted.shape, wanted.colour, language),
     )
-    shown = [Shown(s.render(rng), s.describe(language)) for s in scenes]
-    exercise = Exercise(
-        question, _picture_answer(number + 1, language), _chain(shown, language), is_number(number + 1)
-    )
-    return exercise, [s.image for s in shown]
+    chain = _chain([s.describe(language) for s in scenes], language)
+    return Exercise(question, _picture_answer(number + 1, language), chain, is_number(number + 1))
 
 
 def _most(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
@@ -106,7 +128,10 @@ def _most(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.
         what=SHAPES[shape].say(language, 2),
     )
     exercise = Exercise(
-        question, _picture_answer(number, language), _chain(shown, language), is_number(number)
+        question,
+        _picture_answer(number, language),
+        _chain([s.words for s in shown], language),
+        is_number(number),
     )
     return exercise, [s.image for s in shown]
 
@@ -131,13 +156,20 @@ def _number(rng: random.Random, language: Language) -> tuple[Exercise, list[Imag
         for i, n in zip(images, numbers, strict=True)
     ]
     exercise = Exercise(
-        question, _picture_answer(number + 1, language), _chain(shown, language), is_number(number + 1)
+        question,
+        _picture_answer(number + 1, language),
+        _chain([s.words for s in shown], language),
+        is_number(number + 1),
     )
     return exercise, images
 
 
 def _what_in(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
     scenes = [_small_scene(rng, rng.choices((1, 2), weights=(3, 1))[0]) for _ in range(_how_many(rng))]
+    return what_in_exercise(rng, scenes, language), [s.render(rng) for s in scenes]
+
+
+def what_in_exercise(rng: random.Random, scenes: list[Scene], language: Language) -> Exercise:
     number = rng.randrange(len(scenes))
     question = vary(
         rng,
@@ -146,10 +178,9 @@ def _what_in(rng: random.Random, language: Language) -> tuple[Exercise, list[Ima
         ("图片{n}里有什么？", "描述图片{n}。"),
         n=number + 1,
     )
-    shown = [Shown(s.render(rng), s.describe(language)) for s in scenes]
-    answer = sentence(shown[number].words, language)
-    exercise = Exercise(question, answer, _chain(shown, language), names_things(scenes[number].things))
-    return exercise, [s.image for s in shown]
+    words = [s.describe(language) for s in scenes]
+    answer = sentence(words[number], language)
+    return Exercise(question, answer, _chain(words, language), names_things(scenes[number].things))
 
 
 def _difference(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
@@ -183,4 +214,6 @@ def _difference(rng: random.Random, language: Language) -> tuple[Exercise, list[
     )
     checker = names_in_order([old.colour, old.shape, new.colour, new.shape], {**COLOURS, **SHAPES})
     shown = [Shown(s.render(rng), s.describe(language)) for s in (first, second)]
-    return Exercise(question, answer, _chain(shown, language), checker), [s.image for s in shown]
+    return Exercise(question, answer, _chain([s.words for s in shown], language), checker), [
+        s.image for s in shown
+    ]

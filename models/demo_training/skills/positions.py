@@ -26,12 +26,12 @@ def sample_position(rng: random.Random) -> Sample:
         count = rng.choices((1, 2, 3, 4), weights=(2, 3, 3, 1))[0]
         size = picture_size(rng)
         scene = Scene(size, place_things(rng, random_kinds(rng, count), size, (0.1, 0.2)))
-        exercise = _position_exercise(rng, scene, language)
+        exercise = position_exercise(rng, scene, language)
         if exercise is not None:
             return conversation(rng, "positions", language, [exercise], [picture(scene.render(rng))])
 
 
-def _position_exercise(rng: random.Random, scene: Scene, language: Language) -> Exercise | None:
+def position_exercise(rng: random.Random, scene: Scene, language: Language) -> Exercise | None:
     asks: list[Callable[[random.Random, Scene, Language], Exercise | None]] = [_place]
     if len(scene.things) > 1:
         asks += [_relation, _extreme, _extreme]
@@ -129,20 +129,23 @@ def _extreme(rng: random.Random, scene: Scene, language: Language) -> Exercise |
 def sample_size(rng: random.Random) -> Sample:
     """Two to four things of clearly different sizes."""
     language = pick_language(rng)
-    size = picture_size(rng)
+    scene, by_size = sized_scene(rng, picture_size(rng))
+    exercise = size_exercise(rng, scene, by_size, language)
+    return conversation(rng, "sizes", language, [exercise], [picture(scene.render(rng))])
+
+
+def sized_scene(rng: random.Random, size: tuple[int, int]) -> tuple[Scene, list[Thing]]:
+    """Also its things from small to large."""
     kinds = random_kinds(rng, rng.choices((2, 3, 4), weights=(4, 3, 1))[0])
     while True:
         things = place_things(rng, kinds, size, (0.08, 0.30))
         by_size = sorted(things, key=lambda t: t.radius)
         if all(b.radius / a.radius >= SIZE_RATIO for a, b in pairwise(by_size)):
-            break
+            return Scene(size, things), by_size
         kinds = kinds[: max(2, len(kinds) - (rng.random() < 0.1))]  # four sizes do not fit every picture
-    scene = Scene(size, things)
-    exercise = _size_exercise(rng, scene, by_size, language)
-    return conversation(rng, "sizes", language, [exercise], [picture(scene.render(rng))])
 
 
-def _size_exercise(rng: random.Random, scene: Scene, by_size: list[Thing], language: Language) -> Exercise:
+def size_exercise(rng: random.Random, scene: Scene, by_size: list[Thing], language: Language) -> Exercise:
     largest = rng.random() < 0.5
     if rng.random() < 0.5:
         first, second = rng.sample(by_size, 2)

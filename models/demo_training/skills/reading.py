@@ -45,7 +45,7 @@ INK_CONTRAST = 150.0  # thin strokes need more than filled shapes do
 INK = ("black", "white", "red", "green", "blue", "purple", "brown", "orange")
 
 
-def sample_digits(rng: random.Random) -> Sample:
+def sample_digits(rng: random.Random, sides: tuple[int, int] = SIDES) -> Sample:
     language, number = pick_language(rng), random_number(rng)
     if rng.random() < OPEN_SHARE:
         question = _open_question(rng, language)
@@ -55,10 +55,10 @@ def sample_digits(rng: random.Random) -> Sample:
         question = vary(rng, language, *ASK_NUMBER)
         answer, checker = number, both(says_exactly(number), is_number(float(number)))
     exercise = Exercise(question, answer, _spelling_chain(number, language), checker)
-    return conversation(rng, "digits", language, [exercise], [picture(text_picture(rng, number))])
+    return conversation(rng, "digits", language, [exercise], [picture(text_picture(rng, number, sides))])
 
 
-def sample_words(rng: random.Random) -> Sample:
+def sample_words(rng: random.Random, sides: tuple[int, int] = SIDES) -> Sample:
     language, word = pick_language(rng), random_word(rng)
     if rng.random() < OPEN_SHARE:
         question = _open_question(rng, language)
@@ -68,7 +68,7 @@ def sample_words(rng: random.Random) -> Sample:
         question = vary(rng, language, *ASK_WORD)
         answer, checker = word, says_exactly(word)
     exercise = Exercise(question, answer, _spelling_chain(word, language), checker)
-    sample = conversation(rng, "words", language, [exercise], [picture(text_picture(rng, word))])
+    sample = conversation(rng, "words", language, [exercise], [picture(text_picture(rng, word, sides))])
     return replace(sample, spelled=word)
 
 

@@ -32,11 +32,11 @@ def sample(rng: random.Random) -> Sample:
         scene = random_scene(rng, 0)
         return conversation(rng, "shapes", language, [_nothing(rng, language)], [picture(scene.render(rng))])
     scene = random_scene(rng, rng.choices((1, 2, 3, 4), weights=(4, 3, 2, 1))[0])
-    exercises = [_ask(rng, scene, language) for _ in range(1 if rng.random() < 0.85 else 2)]
+    exercises = [ask(rng, scene, language) for _ in range(1 if rng.random() < 0.85 else 2)]
     return conversation(rng, "shapes", language, exercises, [picture(scene.render(rng))])
 
 
-def _ask(rng: random.Random, scene: Scene, language: Language) -> Exercise:
+def ask(rng: random.Random, scene: Scene, language: Language) -> Exercise:
     if len(scene.things) == 1:
         asks = (describe, _shape_of_single, _colour_of_single, _is_there)
         return rng.choices(asks, weights=(4, 3, 3, 2))[0](rng, scene, language)

@@ -12,8 +12,12 @@ from models.demo_training.sample import Sample
 
 
 def sample_arithmetic(rng: random.Random) -> Sample:
-    """Sums and differences up to 99, products of one-digit numbers, exact quotients."""
     language = pick_language(rng)
+    return conversation(rng, "arithmetic", language, [arithmetic_exercise(rng, language)])
+
+
+def arithmetic_exercise(rng: random.Random, language: Language) -> Exercise:
+    """Sums and differences up to 99, products of one-digit numbers, exact quotients."""
     operation = rng.choice("++--*/")
     if operation == "*":
         a, b = rng.randint(0, 10), rng.randint(0, 10)
@@ -26,14 +30,10 @@ def sample_arithmetic(rng: random.Random) -> Sample:
         if operation == "-":
             a, b = max(a, b), min(a, b)
         result = a + b if operation == "+" else a - b
-    return conversation(
-        rng, "arithmetic", language, [_arithmetic_exercise(rng, operation, a, b, result, language)]
-    )
+    return _asked(rng, operation, a, b, result, language)
 
 
-def _arithmetic_exercise(
-    rng: random.Random, operation: str, a: int, b: int, result: int, language: Language
-) -> Exercise:
+def _asked(rng: random.Random, operation: str, a: int, b: int, result: int, language: Language) -> Exercise:
     word_en = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}[operation]
     word_zh = {"+": "加", "-": "减", "*": "乘以", "/": "除以"}[operation]
     sign = rng.choice({"*": "*×x", "/": "/÷"}.get(operation, operation))
@@ -77,8 +77,12 @@ def _arithmetic_chain(operation: str, a: int, b: int, result: int, language: Lan
 
 def sample_repeat(rng: random.Random) -> Sample:
     language = pick_language(rng)
+    return conversation(rng, "repeat", language, [repeat_exercise(rng, language)])
+
+
+def repeat_exercise(rng: random.Random, language: Language) -> Exercise:
     make = rng.choices((_repeat, _repeat_times, _count_words, _count_letters), weights=(4, 2, 2, 2))[0]
-    return conversation(rng, "repeat", language, [make(rng, language)])
+    return make(rng, language)
 
 
 def _some_words(rng: random.Random, most: int) -> list[str]:

@@ -21,8 +21,8 @@ from models.demo_training.dialogue import (
 )
 from models.demo_training.lexicon import NAMES, WORDS
 from models.demo_training.names import Language
-from models.demo_training.sample import Message, Sample, picture, user
-from models.demo_training.scene import random_scene
+from models.demo_training.sample import Message, Sample, Target, picture, user
+from models.demo_training.scene import Scene, random_scene
 from models.demo_training.skills.signatures import TOOLS, Tool, random_city
 
 
@@ -67,16 +67,34 @@ def _two_calls(rng: random.Random, offered: list[Tool], language: Language):  # 
 def _after_result(rng: random.Random, offered: list[Tool], language: Language):  # type: ignore[no-untyped-def]
     """The call and its result are history; the answer repeats the result in words."""
     wish, call = _drawn(rng, rng.choice(offered), language)
-    value: Any = rng.choice((rng.randint(0, 9999), rng.choice(WORDS), " ".join(rng.sample(WORDS, 2))))
+    value, answer, chain = _result(rng, language)
     history: Message = {
         "role": "assistant",
         "content": "",
         "tool_calls": [{"type": "function", "function": call}],
     }
     result: Message = {"role": "tool", "content": json.dumps({"result": value}, ensure_ascii=False)}
-    answer = in_language(language, f"The result is {value}.", f"结果是{value}。")
-    chain = in_language(language, f"The tool returned {value}.", f"工具返回了{value}。")
     return [user(wish), history, result], answer, contains(str(value)), chain
+
+
+def _result(rng: random.Random, language: Language) -> tuple[Any, str, str]:
+    """What a tool returned, the answer that says it, and the reasoning."""
+    value: Any = rng.choice((rng.randint(0, 9999), rng.choice(WORDS), " ".join(rng.sample(WORDS, 2))))
+    answer = in_language(language, f"The result is {value}.", f"结果是{value}。")
+    return value, answer, in_language(language, f"The tool returned {value}.", f"工具返回了{value}。")
+
+
+def wish_and_call(
+    rng: random.Random, offered: list[Tool], language: Language, two: bool
+) -> tuple[str, Target]:
+    """What the user says and the calls it needs, with reasoning now and then."""
+    (message,), answer, _, chain = (_two_calls if two else _call)(rng, offered, language)
+    return message["content"], Target("tools", answer, chain if rng.random() < THINKING_SHARE else None)
+
+
+def result_and_answer(rng: random.Random, language: Language) -> tuple[Any, Target]:
+    value, answer, chain = _result(rng, language)
+    return value, Target("tools", answer, chain if rng.random() < THINKING_SHARE else None)
 
 
 def sample_json(rng: random.Random) -> Sample:
@@ -87,6 +105,11 @@ def sample_json(rng: random.Random) -> Sample:
 
 def _scene_as_json(rng: random.Random, language: Language) -> Sample:
     scene = random_scene(rng, rng.randint(1, 3))
+    exercise = scene_exercise(rng, scene, language)
+    return conversation(rng, "json", language, [exercise], [picture(scene.render(rng))])
+
+
+def scene_exercise(rng: random.Random, scene: Scene, language: Language) -> Exercise:
     value = [{"shape": t.shape, "colour": t.colour} for t in scene.things]
     question = vary(
         rng,
@@ -107,8 +130,7 @@ def _scene_as_json(rng: random.Random, language: Language) -> Sample:
         except (ValueError, TypeError):
             return False
 
-    exercise = Exercise(question, json.dumps(value), chain, check)
-    return conversation(rng, "json", language, [exercise], [picture(scene.render(rng))])
+    return Exercise(question, json.dumps(value), chain, check)
 
 
 def _facts_as_json(rng: random.Random, language: Language) -> Sample:

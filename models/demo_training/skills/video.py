@@ -29,12 +29,12 @@ TIMED_ON_DARK = (200, 260)
 TIMESTAMP_SHARE = 0.16  # of the height, at the top: things stay below it so the stamp covers nothing
 
 
-def sample_motion(rng: random.Random) -> Sample:
+def sample_motion(rng: random.Random, sides: tuple[int, int] = FRAME) -> Sample:
     language = pick_language(rng)
     shape, colour, background = _look(rng)
     step = rng.choice(list(DIRECTIONS))
     count = rng.randint(*(SHORT if rng.random() < 0.8 else LONG))
-    size, radius = _frame_size(rng)
+    size, radius = _frame_size(rng, sides)
     start, end = _path(rng, step, size, radius)
     still = rng.random() < 0.1
     tilt = rng.uniform(-MAX_TILT, MAX_TILT)
@@ -92,7 +92,7 @@ def _still_exercise(question: str, what: str, language: Language) -> Exercise:
     return Exercise(question, answer, chain, check)
 
 
-def sample_flashes(rng: random.Random) -> Sample:
+def sample_flashes(rng: random.Random, sides: tuple[int, int] = FRAME) -> Sample:
     """A thing that is there in some frames and not in others; from one to six times."""
     language = pick_language(rng)
     shape, colour, background = _look(rng)
@@ -103,7 +103,7 @@ def sample_flashes(rng: random.Random) -> Sample:
     pattern = [False] * off[0]
     for i in range(flashes):
         pattern += [True] * on[i] + [False] * off[i + 1]
-    size, radius = _frame_size(rng)
+    size, radius = _frame_size(rng, sides)
     centre, tilt = _centre(rng, size, radius), rng.uniform(-MAX_TILT, MAX_TILT)
 
     def draw(index: int) -> Image.Image:
@@ -130,7 +130,7 @@ def sample_flashes(rng: random.Random) -> Sample:
     return _video_sample(rng, "flashes", language, exercise, len(pattern), draw)
 
 
-def sample_colour_order(rng: random.Random) -> Sample:
+def sample_colour_order(rng: random.Random, sides: tuple[int, int] = FRAME) -> Sample:
     """A thing changes its colour one to three times."""
     language = pick_language(rng)
     shape, _, background = _look(rng)
@@ -138,7 +138,7 @@ def sample_colour_order(rng: random.Random) -> Sample:
     colours = rng.sample(visible, rng.randint(2, 4))
     lengths = [rng.randint(2, 4 if rng.random() < 0.8 else 7) for _ in colours]
     owner = [colour for colour, length in zip(colours, lengths, strict=True) for _ in range(length)]
-    size, radius = _frame_size(rng)
+    size, radius = _frame_size(rng, sides)
     centre, tilt = _centre(rng, size, radius), rng.uniform(-MAX_TILT, MAX_TILT)
 
     def draw(index: int) -> Image.Image:
@@ -223,7 +223,7 @@ def _look(rng: random.Random) -> tuple[str, str, drawing.Colour]:
     return rng.choice(list(SHAPES)), colour, drawing.background_for(rng, [colour])
 
 
-def _frame_size(rng: random.Random, sides: tuple[int, int] = FRAME) -> tuple[tuple[int, int], float]:
+def _frame_size(rng: random.Random, sides: tuple[int, int]) -> tuple[tuple[int, int], float]:
     """Of a clip, and the radius of the thing in it, in pixels."""
     if rng.random() < LARGE_SHARE:
         sides = LARGE_FRAME
