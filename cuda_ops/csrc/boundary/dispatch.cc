@@ -29,7 +29,8 @@ struct DeviceLibrary {
 };
 
 DeviceLibrary& device_library() {
-  static DeviceLibrary library;
+  // Never destroyed: it holds a Python function, and Python has ended when static objects go.
+  static DeviceLibrary& library = *new DeviceLibrary;
   return library;
 }
 
