@@ -142,7 +142,7 @@ def _build(target: Target, compiler: str, library: Path, progress: Progress) -> 
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         objects = _compile_all(target, compiler, work, progress)
-        _run([compiler, "-shared", *map(str, objects), *_link_flags(), "-o", str(work / library.name)])
+        _run([compiler, "-shared", *map(str, objects), *link_flags(), "-o", str(work / library.name)])
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
     finally:
@@ -182,7 +182,7 @@ def _object_path(source: Path, target: Target, compiler: str) -> Path:
 
 def _compile_flags(source: Path, target: Target) -> list[str]:
     is_boundary = source.parent.name == "boundary"  # checks and calls: nothing there is worth -O3
-    return [*COMMON_FLAGS, *(["-O1"] if is_boundary else ["-O3", *target.flags]), *_include_flags()]
+    return [*COMMON_FLAGS, *(["-O1"] if is_boundary else ["-O3", *target.flags]), *include_flags()]
 
 
 def _run(command: list[str]) -> None:
@@ -202,12 +202,14 @@ def _linked_against() -> tuple[str, ...]:
     return ("apache-tvm-ffi", version("apache-tvm-ffi"))
 
 
-def _include_flags() -> list[str]:
+def include_flags() -> list[str]:
+    """What a boundary file needs to compile."""
     libinfo = import_tvm_ffi().libinfo
     return [f"-isystem{path}" for path in (libinfo.find_include_path(), libinfo.find_dlpack_include_path())]
 
 
-def _link_flags() -> list[str]:
+def link_flags() -> list[str]:
+    """What a library with a boundary links to."""
     libinfo = import_tvm_ffi().libinfo
     library = Path(libinfo.find_libtvm_ffi())
     return [f"-L{library.parent}", f"-l:{library.name}", "-lpthread"]

@@ -27,12 +27,22 @@ from typing import Any
 
 import numpy as np
 
-from .build import NUM_JOBS, BuildError, cache_folder, find_compiler, locked
+from .build import (
+    NUM_JOBS,
+    BuildError,
+    cache_folder,
+    find_compiler,
+    include_flags,
+    link_flags,
+    locked,
+)
+from .ffi import import_tvm_ffi
 from .includes import files_behind
 
 SOURCE = Path(__file__).parent / "csrc"
 FLAGS = ("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
 EXPORTS = SOURCE / "emulate" / "exports.cpp"  # names the launchers of csrc/gpu
+RUNTIME = SOURCE / "emulate" / "runtime.cpp"  # for csrc/gpu_boundary
 INCLUDES = (SOURCE / "emulate", SOURCE / "gpu")
 # Kernels go through hooks that see every access (csrc/emulate/hooks.cpp); the emulator itself does not.
 # Without -fno-tree-sra a 16-byte access would be seen as four of 4 bytes, which the device never does.
@@ -145,11 +155,19 @@ class Emulator:
 @cache
 def emulator() -> Emulator:
     """All launchers of csrc/gpu, compiled on first use and kept in the cache."""
-    return Emulator(library_path([EXPORTS, *sorted((SOURCE / "gpu").glob("*.cu"))], "cuda_ops"))
+    import_tvm_ffi()  # the library's boundary needs it
+    return Emulator(emulated_library_path())
 
 
-def library_path(sources: Sequence[Path], name: str) -> Path:
-    """A library of the emulator and these .cu files. Raises BuildError with the compiler's words."""
+def emulated_library_path() -> Path:
+    """The emulated twin of build_gpu.gpu_library_path(): launchers under C names, and the boundary."""
+    kernels = sorted(path for path in (SOURCE / "gpu").glob("*.cu") if path.name != "runtime.cu")
+    boundary = sorted((SOURCE / "gpu_boundary").glob("*.cc"))
+    return library_path([EXPORTS, RUNTIME, *kernels, *boundary], "cuda_ops", link_flags())
+
+
+def library_path(sources: Sequence[Path], name: str, link: Sequence[str] = ()) -> Path:
+    """A library of the emulator and these files. Raises BuildError with the compiler's words."""
     compiler, base = find_compiler(), cache_folder().parent / "emulator"
     objects = {source: base / f"{source.stem}-{_key(source)}.o" for source in (*_own_sources(), *sources)}
     key = hashlib.sha256(" ".join(map(str, objects.values())).encode()).hexdigest()[:20]
@@ -161,7 +179,8 @@ def library_path(sources: Sequence[Path], name: str) -> Path:
         list(pool.map(lambda item: _compile(compiler, *item), missing.items()))
         shared = "-fsanitize=address" if _sanitizer() == "address" else ""
         _run(
-            [compiler, "-shared", *filter(None, [shared]), *map(str, objects.values()), "-lpthread"], library
+            [compiler, "-shared", *filter(None, [shared]), *map(str, objects.values()), *link, "-lpthread"],
+            library,
         )
     return library
 
@@ -174,7 +193,7 @@ def address_sanitizer_runtime() -> Path | None:
 
 
 def _own_sources() -> list[Path]:
-    return sorted(path for path in (SOURCE / "emulate").glob("*.cpp") if path != EXPORTS)
+    return sorted(path for path in (SOURCE / "emulate").glob("*.cpp") if path not in (EXPORTS, RUNTIME))
 
 
 def _sanitizer() -> str:
@@ -182,6 +201,8 @@ def _sanitizer() -> str:
 
 
 def _flags(source: Path) -> tuple[str, ...]:
+    if source.parent.name == "gpu_boundary":
+        return (*FLAGS, *include_flags())  # host code, the same as beside nvcc's kernels
     include = tuple(f"-I{folder}" for folder in INCLUDES)
     if _sanitizer() == "address":
         return (*FLAGS, *include, *ADDRESS)

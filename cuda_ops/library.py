@@ -25,8 +25,11 @@ class Library:
 @cache
 def _module() -> Any:
     from cuda_ops import build
+    from cuda_ops.device_library import device_library
 
-    return import_tvm_ffi().load_module(str(build.library_path()))
+    module = import_tvm_ffi().load_module(str(build.library_path()))
+    module.set_device_library(device_library.find)  # asked when a tensor on a GPU comes
+    return module
 
 
 library = Library()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from cuda_ops.device_library import device_library
 from cuda_ops.library import library
 from cuda_ops.tensor import Tensor
+from cuda_ops.tiled_weight import TiledWeight
 from cuda_ops.weight import Weight
 
 Activation = Literal["none", "gelu", "quick_gelu"]
@@ -14,7 +16,11 @@ _ACTIVATION_INDEX = {"none": 0, "gelu": 1, "quick_gelu": 2}
 
 
 def linear(
-    x: Tensor, weight: Weight, out: Tensor, bias: Tensor | None = None, activation: Activation = "none"
+    x: Tensor,
+    weight: Weight | TiledWeight,
+    out: Tensor,
+    bias: Tensor | None = None,
+    activation: Activation = "none",
 ) -> None:
     """Write activation(x @ W^T + bias) into out.
 
@@ -24,8 +30,21 @@ def linear(
     fp32 x: a quantised weight gives the bits of its dequantised fp32 matrix. bf16 x on a CPU: x meets int8
     and int4 weights as int8 with a scale per 64 columns (32 where int4 groups are no multiple of 64), each
     element off by at most max|x| / 254 of its columns; int4 groups that 32 does not divide are exact.
+    On a GPU: x and bias bf16, weight tiled; a gated one writes silu(gate) * up, out [M, N/2]. bf16 weights
+    are better served by the framework's product, followed by bias_activation.
     """
-    library.linear(x, *weight.arguments, out, bias, _ACTIVATION_INDEX[activation])
+    if isinstance(weight, TiledWeight):
+        device_library.linear_tiled(x, *weight.arguments, out, bias, _ACTIVATION_INDEX[activation])
+    else:
+        library.linear(x, *weight.arguments, out, bias, _ACTIVATION_INDEX[activation])
+
+
+def bias_activation(x: Tensor, bias: Tensor | None, activation: Activation) -> None:
+    """x = activation(x + bias) in place, on a GPU: what follows a product of the framework.
+
+    x [M, N] fp32|bf16 · bias [N] of x's type
+    """
+    device_library.bias_activation(x, bias, _ACTIVATION_INDEX[activation])
 
 
 def cast(x: Tensor, out: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from cuda_ops.device_library import device_library
 from cuda_ops.library import library
 from cuda_ops.tensor import Tensor
 
@@ -57,3 +58,8 @@ def sample_tokens(
     library.sample_tokens(
         logits, *(getattr(batch, name) for name in _FIELDS), token_ids, logprobs, top_ids, top_logprobs
     )
+
+
+def sampling_workspace_bytes(num_rows: int, vocab: int) -> int:
+    """What sample_tokens needs of the workspace on a GPU."""
+    return int(device_library.sampling_workspace_bytes(num_rows, vocab))

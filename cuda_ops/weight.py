@@ -13,7 +13,8 @@ from cuda_ops.tensor import Tensor
 
 WeightKind = Literal["float32", "bfloat16", "int8", "int4"]
 
-_KIND_INDEX: dict[str, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+KIND_INDEX: dict[str, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+_PACKED_INDEX = 16  # added to the kind of a packed weight
 _BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}  # per element of data
 
 
@@ -25,16 +26,18 @@ class Weight:
             nibble = even k
     scales  bf16; int8 `[..., N]`, int4 `[..., N, K/group]`; None for the plain kinds
     group   columns that share an int4 scale; 0 for the other kinds
+    is_packed  the bytes lie in the order of pack.py, not in rows; bf16 activations only
     """
 
     kind: WeightKind
     data: Tensor
     scales: Tensor | None = None
     group: int = 0
+    is_packed: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in _KIND_INDEX:
-            raise ValueError(f"Weight.kind is {self.kind!r}; it must be one of {', '.join(_KIND_INDEX)}")
+        if self.kind not in KIND_INDEX:
+            raise ValueError(f"Weight.kind is {self.kind!r}; it must be one of {', '.join(KIND_INDEX)}")
 
     @property
     def out_features(self) -> int:
@@ -53,4 +56,5 @@ class Weight:
     @property
     def arguments(self) -> tuple[int, Any, Any, int]:
         """What the compiled ops take for a weight: kind index, data, scales, group."""
-        return _KIND_INDEX[self.kind], self.data, self.scales, self.group
+        index = KIND_INDEX[self.kind] + (_PACKED_INDEX if self.is_packed else 0)
+        return index, self.data, self.scales, self.group
