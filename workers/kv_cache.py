@@ -12,6 +12,7 @@ from engine.config import ServerConfig
 from engine.errors import ConfigError
 from engine.model_config import ModelConfig
 from workers.device.base import BYTES_PER_ELEMENT, Device, DtypeName, Tensor
+from workers.lasting_memory import lasting
 from workers.parallel import Share
 
 
@@ -33,7 +34,7 @@ class KvCache:
     ) -> KvCache:
         shape = (num_blocks, share.num_kv_heads, block_size, model.head_dim)
         return cls(
-            [(device.empty(shape, dtype), device.empty(shape, dtype)) for _ in range(model.num_layers)]
+            [(lasting(device, shape, dtype), lasting(device, shape, dtype)) for _ in range(model.num_layers)]
         )
 
 

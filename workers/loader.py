@@ -26,6 +26,7 @@ from workers.checkpoint import Checkpoint
 from workers.checkpoint_inventory import LogicalTensor, model_tensors
 from workers.device.base import Device, DtypeName, Tensor
 from workers.device.bfloat16 import float32_from_bits
+from workers.lasting_memory import lasting
 from workers.model.weights import (
     DecoderWeights,
     DenseWeights,
@@ -326,7 +327,11 @@ class _Builder:
         """[V_local, H]; the rows that pad the vocabulary stay zero."""
         tensor = self._tensors[name]
         part = self._part(tensor)
-        rows = self._device.zeros((len(self._share.vocab), self._model.hidden_size), self._dtype)
+        shape = len(self._share.vocab), self._model.hidden_size
+        is_padded = part.num_rows < shape[0]
+        rows = (
+            self._device.zeros(shape, self._dtype) if is_padded else lasting(self._device, shape, self._dtype)
+        )
         if part.num_rows:
             self._fill(tensor, Weight(self._dtype, rows[: part.num_rows]))
         return rows
@@ -364,12 +369,13 @@ class _Builder:
     def _allocate(self, form: Format, shape: tuple[int, ...]) -> Weight:
         *lead, inputs = shape
         if form.kind == "int8":
-            scales = self._device.empty(lead, "bfloat16")
-            return Weight("int8", self._device.empty(shape, "int8"), scales)
+            scales = lasting(self._device, lead, "bfloat16")
+            return Weight("int8", lasting(self._device, shape, "int8"), scales)
         if form.kind == "int4":
-            scales = self._device.empty((*lead, inputs // form.group), "bfloat16")
-            return Weight("int4", self._device.empty((*lead, inputs // 2), "uint8"), scales, form.group)
-        return Weight(form.kind, self._device.empty(shape, cast(DtypeName, form.kind)))
+            scales = lasting(self._device, (*lead, inputs // form.group), "bfloat16")
+            data = lasting(self._device, (*lead, inputs // 2), "uint8")
+            return Weight("int4", data, scales, form.group)
+        return Weight(form.kind, lasting(self._device, shape, cast(DtypeName, form.kind)))
 
     def _entry(self, stack: Weight, index: int) -> Weight:
         """One matrix of a stack, sharing its memory."""
