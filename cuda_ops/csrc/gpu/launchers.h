@@ -46,6 +46,10 @@ Status normalize_pixels(Stream stream, const uint8_t* patches, const float* mean
                         DType out_type, void* out, int64_t p, int64_t features);
 Status cast(Stream stream, DType x_type, const void* x, DType out_type, void* out, int64_t size);
 
+// include/feedback.h
+Status feed_tokens(Stream stream, const int32_t* sources, const int32_t* sampled, int64_t num_sampled,
+                   int64_t vision_from, int32_t* token_ids, int32_t* token_types, int64_t m);
+
 // source [count, N, K], kinds of WeightView -> packed.tiles and packed.scales, both the caller's: count *
 // tile_bytes() and count * scale_bytes(). packed says shape, kind and gating; its kind is the source's.
 Status pack_weight(Stream stream, const WeightView& source, int64_t count, const PackedWeight& packed);
