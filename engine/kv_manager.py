@@ -69,9 +69,9 @@ class KVManager:
     def num_promised_blocks(self, running: Iterable[Sequence]) -> int:
         """Blocks that running prompts will still ask for; promising them twice would only preempt later."""
         return sum(
-            self.num_missing_blocks(sequence, sequence.num_tokens)
+            self.num_missing_blocks(sequence, len(sequence.token_ids))
             for sequence in running
-            if sequence.num_computed_tokens < sequence.num_tokens
+            if not sequence.is_decoding
         )
 
     # ------------------------------------------------------------------ giving and taking
@@ -88,7 +88,7 @@ class KVManager:
             [key for key, one in zip(sequence.block_keys, prefix, strict=False) if one is None]
         )
         sequence.block_ids = [next(returned) if one is None else one for one in prefix]
-        sequence.num_slots = len(prefix) * self.block_size
+        self._count_slots(sequence)
         sequence.num_computed_tokens = sequence.num_slots
 
     def _bring_back(self, keys: list[BlockKey]) -> Iterator[BlockId]:
@@ -117,9 +117,14 @@ class KVManager:
         taken = self._take(self.num_missing_blocks(sequence, num_tokens))
         if taken is None:
             return None
-        sequence.block_ids += taken
-        sequence.num_slots = len(sequence.block_ids) * self.block_size
+        if taken:
+            sequence.block_ids += taken
+            self._count_slots(sequence)
         return taken
+
+    def _count_slots(self, sequence: Sequence) -> None:
+        sequence.num_slots = len(sequence.block_ids) * self.block_size
+        sequence.horizon = min(sequence.num_slots, sequence.max_num_tokens - 2)
 
     def remember(self, sequence: Sequence, num_tokens: int) -> None:
         """Let others share the blocks full of the first `num_tokens` tokens, which are computed."""
@@ -132,14 +137,10 @@ class KVManager:
             self.cache.enter(sequence.block_keys[index], sequence.block_ids[index])
         sequence.num_remembered = num_full
 
-    def release(self, sequence: Sequence, is_computed: bool = True) -> None:
-        """Take all blocks back, the last first: the start of a prompt is the part worth keeping longest.
-
-        `is_computed` is False while a step that writes into them is still on its way.
-        """
-        if is_computed:
-            sequence.num_remembered = 0  # a block that was another's copy may now be the only one
-            self.remember(sequence, sequence.num_computed_tokens)
+    def release(self, sequence: Sequence) -> None:
+        """Take all blocks back, the last first: the start of a prompt is the part worth keeping longest."""
+        sequence.num_remembered = 0  # a block that was another's copy may now be the only one
+        self.remember(sequence, sequence.num_applied_tokens)
         if self.caches_prefixes:
             self.pool.give_back_unused(one for one in sequence.block_ids if one not in self.cache)
         self.pool.give_back(
@@ -147,6 +148,7 @@ class KVManager:
         )
         sequence.block_ids = []
         sequence.num_slots = sequence.num_remembered = 0
+        sequence.num_filled_tokens, sequence.is_filled = 0, False
 
     # ------------------------------------------------------------------ proof
 
@@ -175,7 +177,7 @@ class KVManager:
             raise EngineError(f"request {sequence.request_id} computed more tokens than its blocks hold")
 
     def _check_nobody_else_writes(self, sequence: Sequence, owners: Counter[BlockId]) -> None:
-        """Blocks that are not full of computed tokens will be written to."""
-        for block_id in sequence.block_ids[sequence.num_computed_tokens // self.block_size :]:
+        """Blocks that are not full of applied tokens are or will be written to."""
+        for block_id in sequence.block_ids[sequence.num_applied_tokens // self.block_size :]:
             if owners[block_id] > 1:
                 raise EngineError(f"KV block {block_id} is shared, and {sequence.request_id} writes to it")

@@ -98,7 +98,7 @@ class StepLoop:
         self._publish()
         if plan:
             self._scheduler.tidy()
-            if plan.chunks and len(self._flights) < self._most_flights:
+            if plan.has_work and len(self._flights) < self._most_flights:
                 return
         if self._flights:
             await self._finish_step()
@@ -123,9 +123,9 @@ class StepLoop:
         end = self._last_step_end = time.monotonic()
         self._scheduler.apply(result, end)
         self._last_done = result.step
-        if flight.plan.chunks:
+        if flight.plan.has_work:
             self._metrics.observe_step(end - begin, flight.num_tokens, result)
-            self._report.count(flight.num_tokens, len(result.tokens), end)
+            self._report.count(flight.num_tokens, result.num_tokens, end)
         self._answer_pings()
 
     def _publish(self) -> None:

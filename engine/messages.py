@@ -191,11 +191,14 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, tag="plan", omit_defaults=True):
-    """One step, as changes to the ranks' mirror: drop, add, copy blocks, then compute the chunks in order.
+    """One step, as changes to the ranks' mirror: drop, add, copy blocks, give new blocks, then compute.
 
+    Nearly all of a busy step are decodes: sequences that compute their last token and sample the next. They
+    are columns, as is what the ranks answer, so a step costs the engine little however many they are. They
+    come first in the batch, then `chunks` in order.
     All blocks go out to host memory before any comes in, and all copies are made before the step computes:
     a block may go out and be overwritten in one step. Why no other order is needed is in engine/swap_tier.py.
-    A plan without chunks is a health probe: ranks meet at a barrier and rank 0 answers.
+    A plan without work is a health probe: ranks meet at a barrier and rank 0 answers.
     """
 
     step: int
@@ -204,6 +207,12 @@ class StepPlan(msgspec.Struct, frozen=True, tag="plan", omit_defaults=True):
     dropped: list[int] = []  # finished, aborted or preempted
     swap_out: list[tuple[int, int]] = []  # KV block, place in host memory
     swap_in: list[tuple[int, int]] = []  # place in host memory, KV block
+    decoding: bytes = b""  # int64 [n]: seq_ids
+    new_blocks: bytes = b""  # int64 [m, 2]: a seq_id of `decoding`, a block id for the end of its table
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.decoding or self.chunks)
 
 
 class StopServing(msgspec.Struct, frozen=True, tag="stop"):
@@ -236,21 +245,22 @@ class RankReady(msgspec.Struct, frozen=True, tag="ready"):
     rank: int
 
 
-class SampledToken(msgspec.Struct, frozen=True, array_like=True):
-    seq_id: int
-    token_id: int
-    logprobs: TokenLogprobs | None = None
-
-
 class StepResult(msgspec.Struct, frozen=True, tag="result", omit_defaults=True):
+    """Sampled tokens in the order of the plan: `decoding`, then those of `chunks` that sample."""
+
     step: int
-    tokens: list[SampledToken] = []
+    token_ids: bytes = b""  # int32 [n]
+    logprobs: dict[int, TokenLogprobs] = {}  # by index in `token_ids`, where asked for
     compute_seconds: float = 0.0
     encode_seconds: float = 0.0
     num_encoded_patches: int = 0
     num_cached_patches: int = 0  # of media whose features were there already
     num_swapped_blocks: int = 0  # copied, out and in
     swap_seconds: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) // 4
 
 
 class RankFailed(msgspec.Struct, frozen=True, tag="failed"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from engine.messages import Chunk, MediaItem, NewSequence, SamplingParams, Timings
+from engine.messages import MediaItem, NewSequence, SamplingParams, Timings
 
 
 class Status(IntEnum):
@@ -23,8 +23,10 @@ class Status(IntEnum):
 class Sequence:
     """Tokens chasing each other: `num_computed_tokens` have KV, `num_tokens` exist.
 
-    # [0, computed)        KV is in `block_ids`, or will be when the step in flight ends
-    # [computed, total)    to compute; one token while decoding
+    # [0, applied)          KV is in `block_ids`
+    # [applied, computed)   will be when the steps in flight were applied
+    # [computed, total)     to compute; one token while decoding
+    # [known, total)        sampled by a step in flight: exists, but here nobody knows its value yet
     """
 
     seq_id: int  # the ranks' name for it; never reused
@@ -43,10 +45,14 @@ class Sequence:
     deadline: float = 0.0  # when it has to end; 0.0: never
 
     status: Status = Status.WAITING
-    num_computed_tokens: int = 0
+    num_computed_tokens: int = 0  # by steps that were planned, the steps in flight included
+    num_filled_tokens: int = 0  # of them by steps that were applied, until `is_filled`
+    is_filled: bool = False  # a token was sampled and applied since it last began to run
+    is_decoding: bool = False  # it is in the decode batch: every step computes one token of it
     num_cached_tokens: int = 0  # of them, found in the prefix cache when first admitted
     block_ids: list[int] = field(default_factory=list)
     num_slots: int = 0  # len(block_ids) * block_size: tokens that fit without a new block
+    horizon: int = 0  # computed tokens up to which a decode needs no look: it has a slot, and is not the last
     block_keys: list[Any] = field(default_factory=list)  # prefix_cache.BlockKey of each full block so far
     num_remembered: int = 0  # blocks that the prefix cache was told of
     num_preemptions: int = 0
@@ -64,27 +70,30 @@ class Sequence:
     preempted_at: float = 0.0  # when it last lost its blocks
     preempted_seconds: float = 0.0  # that it waited for its return, altogether
     encode_seconds: float = 0.0  # of steps that encoded media of its own
-    decode_chunk: Chunk = field(init=False)  # the usual chunk of a decoding sequence never changes: made once
-
-    def __post_init__(self) -> None:
-        self.decode_chunk = Chunk(self.seq_id, 1, [], True)
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids)
+        """Known and in flight; a step that computes the last one samples another."""
+        return max(len(self.token_ids), self.num_computed_tokens + 1)
+
+    @property
+    def num_applied_tokens(self) -> int:
+        """Whose KV is surely in the blocks: others may rely on it."""
+        return len(self.token_ids) - 1 if self.is_filled else self.num_filled_tokens
 
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+    def has_all_tokens(self) -> bool:
+        """No more may be computed: its last token is in flight."""
+        return self.num_computed_tokens + 1 >= self.max_num_tokens
 
     @property
     def must_advance(self) -> bool:
         """It was preempted and has not made a token since: its turn, not another preemption."""
-        return len(self.token_ids) <= self.num_tokens_at_preemption
+        return self.num_tokens <= self.num_tokens_at_preemption
 
     @property
     def timings(self) -> Timings:

@@ -5,6 +5,7 @@ Filled by the scheduler at the cost of one small object per step; read through /
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ _NUM_NAMES = 8192  # request ids remembered by seq_id
 class StepRecord:
     step: int
     began: float  # monotonic seconds, when it was planned
+    decoding_ids: bytes  # int64 sequence ids, one token each
     chunks: list[Chunk]
     num_tokens: int
     num_prefill_tokens: int
@@ -48,9 +50,12 @@ class StepLog:
         self.records.append(record)
 
     def finish(self, result: StepResult, now: float) -> None:
-        """The step added last was applied."""
-        if self.records and self.records[-1].step == result.step:
-            record = self.records[-1]
+        """The step was applied; it is one of the last."""
+        for record in reversed(self.records):
+            if record.step < result.step:
+                return
+            if record.step > result.step:
+                continue  # planned since
             record.seconds = now - record.began
             record.compute_seconds = result.compute_seconds
             record.encode_seconds = result.encode_seconds
@@ -61,7 +66,9 @@ class StepLog:
         return {"steps": [self._describe(record, now) for record in newest]}
 
     def _describe(self, record: StepRecord, now: float) -> dict[str, Any]:
-        ran = sorted(record.chunks, key=lambda chunk: -chunk.num_tokens)
+        ran = [(chunk.seq_id, chunk.num_tokens) for chunk in record.chunks]
+        ran += [(seq_id, 1) for seq_id in array("q", record.decoding_ids)]
+        ran.sort(key=lambda one: -one[1])
         return {
             "step": record.step,
             "seconds_ago": round(now - record.began, 6),
@@ -72,7 +79,7 @@ class StepLog:
             "num_prefill_tokens": record.num_prefill_tokens,
             "num_running": record.num_running,
             "num_waiting": record.num_waiting,
-            "ran": [{"request": self._name_of(one.seq_id), "tokens": one.num_tokens} for one in ran],
+            "ran": [{"request": self._name_of(seq_id), "tokens": count} for seq_id, count in ran],
             "preempted": record.preempted,
             "passed_over": [{"request": name, "waits_for": why} for name, why in record.passed_over],
             "full": record.full,

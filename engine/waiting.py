@@ -84,6 +84,7 @@ class WaitingQueue:
         self._classes: dict[int, PriorityClass] = {}
         self._priorities: list[int] = []  # of `_classes`, in order
         self._num_entries = 0  # dead and alive, of newcomers
+        self.num_added = 0  # newcomers in all this time
 
     def __len__(self) -> int:
         return len(self._members)
@@ -97,6 +98,7 @@ class WaitingQueue:
             return False
         self._members[sequence.seq_id] = sequence
         self._push((sequence.arrival, sequence.seq_id, sequence))
+        self.num_added += 1
         return True
 
     def put_back(self, sequence: Sequence) -> None:

@@ -7,10 +7,11 @@ from it. The process around this is worker.py.
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.messages import SampledToken, StepPlan, StepResult
+from engine.messages import StepPlan, StepResult
 from engine.model_config import ModelConfig
 from workers.batch import Batch, build_batch
 from workers.device.base import Device, DtypeName, Tensor
@@ -22,7 +23,7 @@ from workers.model.ernie_vl import ErnieVl
 from workers.model.weights import ModelWeights
 from workers.parallel import share_of
 from workers.sampler import Sampler
-from workers.sequences import LiveSequence, Sequences
+from workers.sequences import LiveSequence, SampledToken, Sequences, chunks_of
 from workers.swap import SwapSpace
 
 
@@ -77,26 +78,28 @@ class Runner:
         if self._canary:
             self._canary.check(plan, self._sequences)
         swapped = self._swap.copy(plan.swap_out, plan.swap_in)
-        if not plan.chunks:
+        if not plan.has_work:
             self._device.barrier()
             return StepResult(plan.step)
 
+        chunks = chunks_of(plan)
         host = build_batch(
-            plan.chunks, self._sequences, self._block_size, self._model.image_patch_id, self._model.num_pools
+            chunks, self._sequences, self._block_size, self._model.image_patch_id, self._model.num_pools
         )
-        media, encoding = self._media.rows_for(plan.chunks, self._sequences)
+        media, encoding = self._media.rows_for(chunks, self._sequences)
         logits = self._runnable.run(Batch.upload(host, self._device), media, self._kv)
-        computed = [self._sequences.finish_chunk(chunk) for chunk in plan.chunks]
+        computed = [self._sequences.finish_chunk(chunk) for chunk in chunks]
         if self._canary:
-            for sequence, chunk in zip(computed, plan.chunks, strict=True):
+            for sequence, chunk in zip(computed, chunks, strict=True):
                 self._canary.note(sequence, chunk.num_tokens)
         for sequence in computed:
             self._media.release_computed(sequence)
-        sampled = [s for s, chunk in zip(computed, plan.chunks, strict=True) if chunk.samples]
+        sampled = [s for s, chunk in zip(computed, chunks, strict=True) if chunk.samples]
         tokens = self._sample(logits, sampled) if sampled else []
         return StepResult(
             step=plan.step,
-            tokens=tokens,
+            token_ids=array("i", [token.token_id for token in tokens]).tobytes(),
+            logprobs={row: token.logprobs for row, token in enumerate(tokens) if token.logprobs},
             compute_seconds=time.perf_counter() - began - encoding.seconds - swapped.seconds,
             encode_seconds=encoding.seconds,
             num_encoded_patches=encoding.num_patches,

@@ -15,11 +15,11 @@ import numpy as np
 
 import cuda_ops
 from engine.errors import EngineError
-from engine.messages import SampledToken, SamplingParams, TokenLogprobs
+from engine.messages import SamplingParams, TokenLogprobs
 from engine.model_config import ModelConfig
 from workers.device.base import Device, Tensor
 from workers.guides import Guides
-from workers.sequences import LiveSequence
+from workers.sequences import LiveSequence, SampledToken
 
 
 class Sampler:

@@ -7,12 +7,19 @@ engine's decision; tensors are made from the mirror in batch.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.errors import EngineError
-from engine.messages import Chunk, NewSequence, StepPlan
+from engine.messages import Chunk, NewSequence, StepPlan, TokenLogprobs
 from workers.positions import Positions
+
+
+class SampledToken(NamedTuple):
+    seq_id: int
+    token_id: int
+    logprobs: TokenLogprobs | None = None
 
 
 class IntList:
@@ -94,6 +101,8 @@ class Sequences:
             if new.seq_id in self._live:
                 raise EngineError(f"the plan adds sequence {new.seq_id}, which is live; drop it first")
             self._live[new.seq_id] = LiveSequence(new)
+        for seq_id, block_id in np.frombuffer(plan.new_blocks, np.int64).reshape(-1, 2).tolist():
+            self[seq_id].block_table.append(block_id)
         for chunk in plan.chunks:
             self[chunk.seq_id].block_table.extend(chunk.new_block_ids)
 
@@ -102,3 +111,9 @@ class Sequences:
         sequence = self[chunk.seq_id]
         sequence.num_computed_tokens += chunk.num_tokens
         return sequence
+
+
+def chunks_of(plan: StepPlan) -> list[Chunk]:
+    """Everything the step computes, in batch order: a decode is a chunk of one token that samples."""
+    decoding = np.frombuffer(plan.decoding, np.int64).tolist()
+    return [Chunk(seq_id, 1, [], True) for seq_id in decoding] + plan.chunks

@@ -134,7 +134,7 @@ class Bench:
 
         def apply(result: Any, now: float) -> None:
             inner(result, now)
-            if len(result.tokens) < self.num_sequences or scheduler.num_running < self.num_sequences:
+            if result.num_tokens < self.num_sequences or scheduler.num_running < self.num_sequences:
                 return
             counted[0] += 1
             watch.end_step(result.compute_seconds)

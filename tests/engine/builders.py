@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from engine.config import ServerConfig
-from engine.messages import AddRequest, RequestOutput, SamplingParams, StepPlan
+from engine.messages import AddRequest, RequestOutput, SamplingParams, StepPlan, StepResult
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
-from tests.engine.fakes import RankMirror
+from tests.engine.fakes import RankMirror, chunks_of
 
 CLIENT = b"api-0"
 EOS = 2
@@ -32,7 +33,10 @@ def make_request(request_id: str, prompt_len: int = 4, max_tokens: int = 4, **ch
 
 
 class SchedulerWorld:
-    """A scheduler, the ranks it plans for, and everything it has said."""
+    """A scheduler, the ranks it plans for, and everything it has said.
+
+    With `overlap` each result is applied when the next step was planned and sent, one step late.
+    """
 
     def __init__(self, num_blocks: int, vocab_size: int, num_host_blocks: int = 0, **config: Any) -> None:
         self.config = make_config(**config)
@@ -40,7 +44,9 @@ class SchedulerWorld:
         self.ranks = RankMirror(num_blocks, self.config.block_size, vocab_size)
         self.ranks.num_host_blocks = num_host_blocks
         self.now = 100.0
+        self.overlap = False
         self.outputs: dict[str, list[RequestOutput]] = {}
+        self._late: deque[StepResult] = deque()  # of steps that have run and were not applied
         self._num_added = 0
 
     def add(self, prompt_len: int = 4, max_tokens: int = 4, **changes: Any) -> str:
@@ -58,18 +64,24 @@ class SchedulerWorld:
             return {}
         names = {sequence.seq_id: sequence.request_id for sequence in self.scheduler.running}
         self.run(planned)
-        return {names[chunk.seq_id]: chunk.num_tokens for chunk in planned.chunks}
+        return {names[chunk.seq_id]: chunk.num_tokens for chunk in chunks_of(planned)}
 
     def plan(self) -> StepPlan | None:
         self.now += 1.0
-        plan = self.scheduler.schedule(self.now)
+        while (plan := self.scheduler.schedule(self.now)) is None and self._late:
+            self.apply_oldest()
         if plan is None:
             self._collect()  # deadlines may have ended someone
         return plan
 
     def run(self, plan: StepPlan) -> None:
         self.scheduler.tidy()
-        self.scheduler.apply(self.ranks.run(plan), self.now)
+        self._late.append(self.ranks.run(plan))
+        while len(self._late) > self.overlap:
+            self.apply_oldest()
+
+    def apply_oldest(self) -> None:
+        self.scheduler.apply(self._late.popleft(), self.now)
         self._collect()
 
     def run_until_idle(self, max_steps: int = 10_000) -> int:

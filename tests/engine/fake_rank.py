@@ -69,9 +69,9 @@ class FakeRank:
 
     def step(self, plan: StepPlan) -> None:
         self.heart.beat(phase=Phase.RUNNING, step=plan.step)
-        if self.rank == self.config.tensor_parallel_size - 1 and plan.chunks:
+        if self.rank == self.config.tensor_parallel_size - 1 and plan.has_work:
             self.misbehave()
-        elif self.behaviour in ("die", "fail", "freeze") and plan.chunks:
+        elif self.behaviour in ("die", "fail", "freeze") and plan.has_work:
             self.wait_for_ever()  # as in a collective that the last rank does not join
         result = self.mirror.run(plan)
         if self.rank == 0:

@@ -8,12 +8,22 @@ outputs. A slot remembers the whole history up to its token, as real KV does, an
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
-from engine.messages import Chunk, MediaItem, SampledToken, StepPlan, StepResult
+from engine.messages import Chunk, MediaItem, StepPlan, StepResult
 
 _MASK = (1 << 61) - 1
+
+
+def chunks_of(plan: StepPlan) -> list[Chunk]:
+    """Everything a plan computes: decodes are chunks of one token that sample."""
+    return [Chunk(seq_id, 1, [], True) for seq_id in array("q", plan.decoding)] + plan.chunks
+
+
+def pack_tokens(token_ids: list[int]) -> bytes:
+    return array("i", token_ids).tobytes()
 
 
 @dataclass
@@ -68,10 +78,10 @@ class RankMirror:
             )
         self._copy_blocks(plan)
         self._hand_out_blocks(plan)
-        tokens = [self._compute(chunk) for chunk in plan.chunks]
+        tokens = [self._compute(chunk) for chunk in chunks_of(plan)]
         return StepResult(
             plan.step,
-            [token for token in tokens if token],
+            pack_tokens([token for token in tokens if token is not None]),
             encode_seconds=self.encode_seconds,
             num_swapped_blocks=len(plan.swap_out) + len(plan.swap_in),
         )
@@ -94,6 +104,9 @@ class RankMirror:
         return range(block * self.block_size, (block + 1) * self.block_size)
 
     def _hand_out_blocks(self, plan: StepPlan) -> None:
+        new_blocks = array("q", plan.new_blocks)
+        for seq_id, block in zip(new_blocks[::2], new_blocks[1::2], strict=True):
+            self.sequences[seq_id].blocks.append(block)
         for chunk in plan.chunks:
             self.sequences[chunk.seq_id].blocks += chunk.new_block_ids
         if self.check_slots:
@@ -103,13 +116,13 @@ class RankMirror:
         """Blocks may be shared, but not those that this step writes to."""
         users = Counter(block for sequence in self.sequences.values() for block in sequence.blocks)
         assert all(0 <= block < self.num_blocks for block in users)
-        for chunk in plan.chunks:
+        for chunk in chunks_of(plan):
             sequence = self.sequences[chunk.seq_id]
             assert len(set(sequence.blocks)) == len(sequence.blocks), "a sequence holds a block twice"
             for block in sequence.blocks[sequence.computed // self.block_size :]:
                 assert users[block] == 1, f"block {block} is shared and {chunk} writes to it"
 
-    def _compute(self, chunk: Chunk) -> SampledToken | None:
+    def _compute(self, chunk: Chunk) -> int | None:
         sequence = self.sequences[chunk.seq_id]
         assert chunk.num_tokens >= 1, f"sequence {chunk.seq_id} has an empty chunk"
         end = sequence.computed + chunk.num_tokens
@@ -123,7 +136,7 @@ class RankMirror:
             return None
         token = self.next_token(sequence)
         sequence.append(token)
-        return SampledToken(chunk.seq_id, token)
+        return token
 
     def _write_and_check(self, sequence: MirrorSequence, end: int) -> None:
         slots = [block * self.block_size + i for block in sequence.blocks for i in range(self.block_size)]

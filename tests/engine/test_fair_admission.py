@@ -103,7 +103,7 @@ def test_deadlines_of_finished_requests_do_not_pile_up():
     for _ in range(500):
         world.add(prompt_len=1, max_tokens=1, timeout=1e9)
         world.step()
-    assert len(world.scheduler._deadlines) < 100
+    assert len(world.scheduler._live.deadlines) < 100
 
 
 def test_steps_without_times_leave_prompts_unbounded():

@@ -8,7 +8,7 @@ from engine.config import ServerConfig
 from engine.messages import AddRequest, MediaItem, RequestOutput, SamplingParams
 from engine.scheduler import Scheduler
 from tests.engine.builders import CLIENT, EOS
-from tests.engine.fakes import RankMirror
+from tests.engine.fakes import RankMirror, chunks_of
 
 CONTEXT = 131_072
 VOCAB_SIZE = 100_000
@@ -35,7 +35,7 @@ class LargeWorld:
             return {}
         self.scheduler.tidy()
         self.scheduler.apply(self.ranks.run(plan), self.now)
-        return {chunk.seq_id: chunk.num_tokens for chunk in plan.chunks}
+        return {chunk.seq_id: chunk.num_tokens for chunk in chunks_of(plan)}
 
     def run_until_idle(self) -> list[RequestOutput]:
         while self.step():

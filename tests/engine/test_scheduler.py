@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from engine.errors import EngineError
-from engine.messages import MediaItem, SampledToken, StepResult
+from engine.messages import MediaItem, StepResult
 from tests.engine.builders import CLIENT, EOS, make_request, make_scheduler
+from tests.engine.fakes import chunks_of, pack_tokens
 
 
 def test_nothing_is_planned_without_requests():
@@ -316,13 +317,13 @@ def test_arrival_that_is_no_time_counts_as_now():
     assert [world.sequence(request).arrival for request in strange] == [world.now] * 4
 
 
-@pytest.mark.parametrize("tokens", [[], [SampledToken(0, 5), SampledToken(0, 6)]])
+@pytest.mark.parametrize("tokens", [[], [5, 6]])
 def test_wrong_number_of_tokens_is_the_engines_error(tokens):
     world = make_scheduler()
     world.add()
     plan = world.plan()
     with pytest.raises(EngineError, match="expected 1"):
-        world.scheduler.apply(StepResult(plan.step, tokens), world.now)
+        world.scheduler.apply(StepResult(plan.step, pack_tokens(tokens)), world.now)
 
 
 def test_answer_to_another_step_is_the_engines_error():
@@ -330,13 +331,13 @@ def test_answer_to_another_step_is_the_engines_error():
     world.add()
     plan = world.plan()
     with pytest.raises(EngineError, match="expected step 1"):
-        world.scheduler.apply(StepResult(plan.step + 1, [SampledToken(0, 5)]), world.now)
+        world.scheduler.apply(StepResult(plan.step + 1, pack_tokens([5])), world.now)
 
 
 def test_probe_is_an_empty_plan_that_is_answered_like_any_other():
     world = make_scheduler()
     plan = world.scheduler.probe()
-    assert plan.chunks == []
+    assert not plan.has_work
     world.run(plan)
     world.assert_empty()
 
@@ -353,6 +354,6 @@ def test_recount_notices_a_block_with_a_forgotten_owner():
 def _sample(world, token: int) -> None:
     """One step in which every sampling sequence gets `token`."""
     plan = world.plan()
-    tokens = [SampledToken(chunk.seq_id, token) for chunk in plan.chunks if chunk.samples]
-    world.scheduler.apply(StepResult(plan.step, tokens), world.now)
+    tokens = [token for chunk in chunks_of(plan) if chunk.samples]
+    world.scheduler.apply(StepResult(plan.step, pack_tokens(tokens)), world.now)
     world._collect()

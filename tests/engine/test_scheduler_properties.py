@@ -36,9 +36,10 @@ class Asked:
 class Game:
     """One scheduler with a history of requests; every move is followed by a recount."""
 
-    def __init__(self, vocab_size: int, **config) -> None:
+    def __init__(self, vocab_size: int, overlap: bool, **config) -> None:
         self.vocab_size = vocab_size
         self.world = make_scheduler(vocab_size=vocab_size, max_model_len=64, block_size=4, **config)
+        self.world.overlap = overlap
         self.asked: dict[str, Asked] = {}
         self.num_steps = 0
         self.num_cached_tokens = 0
@@ -115,6 +116,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         num_blocks=st.integers(16, 64),
         vocab_size=st.sampled_from(VOCAB_SIZES),
+        overlap=st.booleans(),
         max_num_seqs=st.integers(1, 8),
         max_num_batched_tokens=st.sampled_from([1, 3, 8, 64]),
         max_encoder_tokens_per_step=st.sampled_from([1, 6, 100]),
@@ -122,8 +124,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         enable_prefix_caching=st.booleans(),
         num_host_blocks=st.sampled_from([0, 1, 7, 40]),
     )
-    def begin(self, vocab_size: int, **config) -> None:
-        self.game = Game(vocab_size, **config)
+    def begin(self, vocab_size: int, overlap: bool, **config) -> None:
+        self.game = Game(vocab_size, overlap, **config)
 
     @rule(
         beginning=st.integers(0, 2),
@@ -153,6 +155,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, count) -> None:
         for _ in range(count):
             self.game.step()
+
+    @rule(overlap=st.booleans())
+    def change_overlap(self, overlap) -> None:
+        self.game.world.overlap = overlap
 
     @rule(index=st.integers(0, 99), in_flight=st.booleans())
     def abort(self, index, in_flight) -> None:
@@ -193,6 +199,7 @@ def throw_dice(rand: Rand) -> Game:
     dice = rand.python
     game = Game(
         dice.choice(VOCAB_SIZES),
+        overlap=dice.random() < 0.6,
         num_blocks=dice.choice([16, 18, 24, 60]),
         max_num_seqs=dice.choice([2, 5, 8]),
         max_num_batched_tokens=dice.choice([1, 5, 16, 64]),

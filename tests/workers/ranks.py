@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 import cuda_ops
-from engine.messages import Chunk, NewSequence, SampledToken, SamplingParams, StepPlan, StepResult
+from engine.messages import Chunk, NewSequence, SamplingParams, StepPlan, StepResult
 from engine.model_config import ModelConfig
 from tests.workers.builders import Prompt, RawWeights, place_weights
 from workers.device.base import Device
 from workers.device.paddle import PaddleCpu
 from workers.runner import Runner
+from workers.sequences import SampledToken, chunks_of
 
 Result = TypeVar("Result")
 
@@ -133,9 +134,19 @@ class Ranks:
     def run(self, plan: StepPlan) -> StepResult:
         """Rank 0's result; the other ranks must have learnt the same tokens."""
         results = self._threads.run(lambda device: self._runners[device.rank].run(plan))
-        tokens = [[(token.seq_id, token.token_id) for token in result.tokens] for result in results]
+        tokens = [[token[:2] for token in tokens_of(result, plan)] for result in results]
         assert all(one == tokens[0] for one in tokens), f"ranks disagree: {tokens}"
         return results[0]
+
+
+def tokens_of(result: StepResult, plan: StepPlan) -> list[SampledToken]:
+    """The sampled tokens of a step, with their sequences."""
+    sampled = [chunk.seq_id for chunk in chunks_of(plan) if chunk.samples]
+    token_ids = np.frombuffer(result.token_ids, np.int32).tolist()
+    return [
+        SampledToken(seq_id, token_id, result.logprobs.get(row))
+        for row, (seq_id, token_id) in enumerate(zip(sampled, token_ids, strict=True))
+    ]
 
 
 class Driver:
@@ -189,7 +200,7 @@ class Driver:
         plan = StepPlan(self._step, chunks, self._added, self._dropped)
         self._step, self._added, self._dropped = self._step + 1, [], []
         result = self.ranks.run(plan)
-        for token in result.tokens:
+        for token in tokens_of(result, plan):
             self.outputs[token.seq_id].append(token)
             self._num_known[token.seq_id] += 1
         return result

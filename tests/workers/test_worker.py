@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 
 import pytest
 
@@ -65,16 +66,16 @@ def test_two_ranks_shake_hands_serve_steps_and_leave(checkpoint: ServerConfig):
         engine.receive_all(RankReady)
 
         new = NewSequence(5, [3, 4, 5, 6, 7], 5, SAMPLING)
-        assert engine.run_step(StepPlan(0, [Chunk(5, 3, [2], False)], [new])).tokens == []
-        (first,) = engine.run_step(StepPlan(1, [Chunk(5, 2, [], True)])).tokens
-        (second,) = engine.run_step(StepPlan(2, [Chunk(5, 1, [], True)])).tokens
-        assert first.seq_id == second.seq_id == 5
-        assert first.logprobs is not None and first.logprobs.top_ids[0] == first.token_id
+        assert engine.run_step(StepPlan(0, [Chunk(5, 3, [2], False)], [new])).num_tokens == 0
+        first = engine.run_step(StepPlan(1, [Chunk(5, 2, [], True)]))
+        second = engine.run_step(StepPlan(2, decoding=array("q", [5]).tobytes()))
+        assert first.num_tokens == second.num_tokens == 1
+        assert first.logprobs[0].top_ids[0] == array("i", first.token_ids)[0]
 
         for process in engine.processes:
             process.send_signal(signal.SIGINT)  # the terminal sends it to everybody; ranks leave it alone
         probe = engine.run_step(StepPlan(3, dropped=[5]))
-        assert (probe.step, probe.tokens) == (3, [])
+        assert (probe.step, probe.num_tokens) == (3, 0)
         assert [engine.page.read(rank).step for rank in range(2)] == [3, 3]
         assert engine.page.read(1).bytes_loaded == engine.page.read(1).bytes_total > 0
 
