@@ -18,14 +18,40 @@ from workers.sequences import LiveSequence, Sequences
 _DIGEST_BYTES = 16
 
 
+class Chain:
+    """Digests of a sequence's full blocks, each of everything up to the block's end; made when asked for."""
+
+    def __init__(self, sequence: LiveSequence, block_size: int) -> None:
+        self._tokens, self._media = sequence.tokens, sequence.media  # outlive the sequence
+        self._block_size = block_size
+        self._digests: list[bytes] = []
+
+    def digest(self, index: int) -> bytes:
+        """Of block `index`, all of whose tokens are known by now."""
+        size = self._block_size
+        tokens = self._tokens.view()[: (index + 1) * size]
+        for begin in range(len(self._digests) * size, len(tokens), size):
+            digest = blake2b(self._digests[-1] if begin else b"", digest_size=_DIGEST_BYTES)
+            digest.update(tokens[begin : begin + size].tobytes())
+            digest.update(_media_inside(self._media, begin, begin + size))
+            self._digests.append(digest.digest())
+        return self._digests[index]
+
+
+Note = tuple[Chain, int]  # what a block was filled with: that block of that chain
+
+
 class KvCanary:
-    """Notes of one rank. Call `check` when a plan was applied to the mirror, `note` when it was computed."""
+    """Notes of one rank. Call `check` when a plan was applied to the mirror, `note` when it was computed.
+
+    Digests are made at the comparison: a token that was just sampled may be known to the device alone.
+    """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._device: dict[int, bytes] = {}  # full block -> digest of everything up to its end
-        self._host: dict[int, bytes] = {}  # place in host memory -> the same of what was copied there
-        self._chains: dict[int, list[bytes]] = {}  # seq_id -> digests of its blocks so far
+        self._device: dict[int, Note] = {}  # of full blocks
+        self._host: dict[int, Note] = {}  # of places in host memory
+        self._chains: dict[int, Chain] = {}  # of live sequences
 
     def check(self, plan: StepPlan, sequences: Sequences) -> None:
         """Raise EngineError unless all blocks that new sequences begin with hold their tokens."""
@@ -38,22 +64,22 @@ class KvCanary:
 
     def note(self, sequence: LiveSequence, num_tokens: int) -> None:
         """The last `num_tokens` of the computed tokens were written by the step that just ended."""
-        end = sequence.num_computed_tokens
-        first = (end - num_tokens) // self._block_size
+        end, chain = sequence.num_computed_tokens, self._chains[sequence.seq_id]
+        first, num_full = (end - num_tokens) // self._block_size, end // self._block_size
         table = sequence.block_table.view()
-        chain = self._extend_chain(sequence, end // self._block_size)
         for index in range(first, -(-end // self._block_size)):
             block = int(table[index])
-            if index < len(chain):
-                self._device[block] = chain[index]
+            if index < num_full:
+                self._device[block] = chain, index
             else:
                 self._device.pop(block, None)  # what it held is partly overwritten
 
     def _check_beginning(self, sequence: LiveSequence) -> None:
+        chain = self._chains[sequence.seq_id] = Chain(sequence, self._block_size)
         num_cached = sequence.num_computed_tokens // self._block_size
-        chain = self._extend_chain(sequence, num_cached)
         for index, block in enumerate(sequence.block_table.view()[:num_cached].tolist()):
-            if self._device.get(block) != chain[index]:
+            note = self._device.get(block)
+            if note is None or note[0].digest(note[1]) != chain.digest(index):
                 begin = index * self._block_size
                 raise EngineError(
                     f"KV block {block} was given to sequence {sequence.seq_id} as its tokens {begin} to "
@@ -62,19 +88,8 @@ class KvCanary:
                     "--no-enable-prefix-caching avoids it"
                 )
 
-    def _extend_chain(self, sequence: LiveSequence, num_blocks: int) -> list[bytes]:
-        """The digests of the sequence's first `num_blocks` blocks, or more."""
-        chain = self._chains.setdefault(sequence.seq_id, [])
-        tokens, size = sequence.tokens.view(), self._block_size
-        for begin in range(len(chain) * size, num_blocks * size, size):
-            digest = blake2b(chain[-1] if chain else b"", digest_size=_DIGEST_BYTES)
-            digest.update(tokens[begin : begin + size].tobytes())
-            digest.update(_media_inside(sequence.media, begin, begin + size))
-            chain.append(digest.digest())
-        return chain
-
     @staticmethod
-    def _follow(copies: Iterable[Sequence[int]], source: dict[int, bytes], target: dict[int, bytes]) -> None:
+    def _follow(copies: Iterable[Sequence[int]], source: dict[int, Note], target: dict[int, Note]) -> None:
         """Blocks are copied with their notes; a block without one leaves none."""
         for origin, copy in copies:
             if origin in source:
