@@ -15,7 +15,7 @@ import msgspec
 
 from api.schema import ChatRequest, CompletionRequest, GenerationRequest
 from engine.errors import RequestError
-from engine.messages import SamplingParams
+from engine.messages import Guide, SamplingParams
 from engine.model_config import read_json_object
 
 MAX_CHOICES = 128  # sequences of one request: n times the number of prompts
@@ -99,6 +99,11 @@ def with_seed_of_choice(sampling: SamplingParams, choice: int) -> SamplingParams
     return msgspec.structs.replace(sampling, seed=(sampling.seed + choice) % _INT64)
 
 
+def with_guide(sampling: SamplingParams, guide: Guide | None) -> SamplingParams:
+    """The same parameters for answers that are held to a grammar."""
+    return msgspec.structs.replace(sampling, guide=guide)
+
+
 @dataclass(frozen=True)
 class Scheduling:
     """What the engine needs to know of a request besides its tokens."""
@@ -165,7 +170,6 @@ def read_thinking(request: ChatRequest) -> bool | None:
 
 def check_supported(request: GenerationRequest) -> None:
     """Refuse, by name, what would change the answer and is not implemented."""
-    _check_response_format(request.response_format)
     if request.logit_bias:
         raise _unsupported("logit_bias", "logit_bias is not supported; leave it out")
     if request.stream_options is not None and not request.stream:
@@ -176,18 +180,9 @@ def check_supported(request: GenerationRequest) -> None:
         _check_completion_supported(request)
 
 
-def _check_response_format(response_format: dict[str, Any] | None) -> None:
-    if response_format is not None and response_format.get("type") != "text":
-        raise _unsupported(
-            "response_format", 'only {"type": "text"} is supported; ask for JSON in the prompt instead'
-        )
-
-
 def _check_chat_supported(request: ChatRequest) -> None:
     if request.chat_template is not None:
         raise _unsupported("chat_template", "templates are the operator's choice (--chat-template)")
-    if request.tool_choice not in (None, "none", "auto"):
-        raise _unsupported("tool_choice", 'only "none" and "auto" are supported')
     if any(modality != "text" for modality in request.modalities or []):
         raise _unsupported("modalities", "this model answers in text only")
 

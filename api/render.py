@@ -15,6 +15,7 @@ from api.answer import Delta
 from api.generation import Generation
 from api.logprobs import TextLogprobs, chat_logprobs
 from api.tokenizer import Tokenizer
+from api.tool_calls import ToolCall
 
 DONE = b"data: [DONE]\n\n"
 
@@ -106,6 +107,11 @@ def _whole_body(generation: Generation, kind: str, choices: list[dict[str, Any]]
     return _encode(body)
 
 
+def _call_body(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
 class ChatRenderer:
     """chat.completion and chat.completion.chunk"""
 
@@ -136,7 +142,7 @@ class ChatRenderer:
 
     def _chunk(self, index: int, delta: Delta) -> bytes:
         extras = self._logprobs or self._token_ids
-        if not (delta.has_text or delta.finish_reason or (extras and delta.token_ids)):
+        if not (delta.has_news or delta.finish_reason or (extras and delta.token_ids)):
             return b""  # its text is held back
         fields = []
         if not self._begun[index]:
@@ -146,8 +152,11 @@ class ChatRenderer:
             self._begun[index] = True
         if delta.reasoning:
             fields.append(b'"reasoning_content":' + _encode(delta.reasoning))
-        if delta.content or not (delta.reasoning or delta.finish_reason):
+        if delta.content or not (delta.has_news or delta.finish_reason):
             fields.append(b'"content":' + _encode(delta.content))
+        if delta.tool_calls:
+            calls = [{"index": call.index, **_call_body(call)} for call in delta.tool_calls]
+            fields.append(b'"tool_calls":' + _encode(calls))
         if self._token_ids:
             fields.append(b'"completion_token_ids":' + _encode(delta.token_ids))
         logprobs = _encode(self._chunk_logprobs(delta)) if self._logprobs else b"null"
@@ -159,7 +168,10 @@ class ChatRenderer:
         return chat_logprobs(self._tokenizer, delta.token_ids, delta.logprobs)
 
     def _choice(self, index: int, delta: Delta) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": delta.content, "refusal": None}
+        content = delta.content if delta.content or not delta.tool_calls else None
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if delta.tool_calls:
+            message["tool_calls"] = [_call_body(call) for call in delta.tool_calls]
         if delta.reasoning:
             message["reasoning_content"] = delta.reasoning
         if self._token_ids:

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from api.engine_client import EngineClient
 from api.errors import EngineUnavailable
+from api.guides import GuideMaker
 from api.media.loader import MediaLoader
 from api.params import Defaults, read_defaults
 from api.prompt import PromptBuilder
@@ -22,6 +23,7 @@ from api.tokenizer import Tokenizer, load_tokenizer
 from engine.channels import RunDirectory
 from engine.config import ServerConfig
 from engine.errors import RequestError
+from engine.grammar import write_vocabulary
 from engine.model_config import ModelConfig, read_model_config
 
 
@@ -75,6 +77,7 @@ class Services:
     prompts: PromptBuilder
     engine: EngineClient
     reasoning: ReasoningParser
+    guides: GuideMaker
     defaults: Defaults
     admission: Admission
     started: int = field(default_factory=lambda: int(time.time()))  # unix seconds, `created` of the model
@@ -131,6 +134,8 @@ async def open_services(config: ServerConfig, directory: RunDirectory) -> AsyncI
     tokenizer_folder = Path(config.tokenizer or folder)
     tokenizer = load_tokenizer(tokenizer_folder, folder)
     template = load_template(config.chat_template, tokenizer_folder, model.family)
+    guides = GuideMaker(tokenizer, model.eos_token_ids)
+    write_vocabulary(directory.vocabulary, guides.vocabulary)
     media = MediaLoader(config)
     engine = EngineClient(directory)
     services = Services(
@@ -140,6 +145,7 @@ async def open_services(config: ServerConfig, directory: RunDirectory) -> AsyncI
         prompts=PromptBuilder(config, model, tokenizer, template, media),
         engine=engine,
         reasoning=ReasoningParser(config.reasoning_parser, tokenizer, is_vision_model=model.family == "vl"),
+        guides=guides,
         defaults=read_defaults(folder),
         admission=Admission(config.max_concurrency),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from api.markers import STRUCTURE_MARKERS, MarkerScanner
 from api.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from engine.errors import ConfigError, RequestError
+from engine.grammar import Vocabulary
 
 _END_NAMES = ("</s>", "<|end_of_sentence|>", "<|im_end|>")
 
@@ -76,6 +77,11 @@ class Tokenizer:
             return self.markers[name]
         token_ids = self.encode(name)
         return token_ids[0] if len(token_ids) == 1 and self._pieces[token_ids[0]] == name.encode() else None
+
+    def vocabulary(self, end_ids: Sequence[int] = ()) -> Vocabulary:
+        """For grammars; `end_ids` are those that end answers, by default all that the tokenizer knows."""
+        ends = [token_id for token_id in end_ids or self.end_token_ids if token_id < self.vocab_size]
+        return Vocabulary(self._pieces, sorted(self._marker_ids), ends)
 
     def detokenizer(self, keep: Iterable[str] = STRUCTURE_MARKERS) -> Detokenizer:
         """For one stream. Markers write nothing, except those named in `keep`."""

@@ -177,5 +177,7 @@ IGNORED: tuple[Ignored, ...] = (
     Ignored("--long-prefill-token-threshold", "any number of prompts may be computed in chunks"),
     Ignored("--workers", "one api process serves the public port"),
     Ignored("--use-warmup", "nothing needs warming up"),
+    Ignored("--guided-decoding-backend", "answers can always be held to a form, by llguidance"),
+    Ignored("--tool-call-parser", "calls are found in the one format that these models write"),
     Ignored("--enable-logprob", "log-probabilities are always available", takes_value=False),
 )

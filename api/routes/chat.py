@@ -8,14 +8,22 @@ from typing import Any
 from aiohttp import web
 
 from api.generation import Generation
-from api.params import fit_to_context, read_num_choices, read_sampling, read_scheduling, read_thinking
+from api.guides import read_form
+from api.params import (
+    fit_to_context,
+    read_num_choices,
+    read_sampling,
+    read_scheduling,
+    read_thinking,
+    with_guide,
+)
 from api.prompt import Prompt
 from api.render import ChatRenderer
 from api.routes.common import answer, make_work, read_chunk_usage, read_request, read_stop_rule
 from api.schema import BodyDecoder, ChatRequest
 from api.services import SERVICES, Services
+from api.tools import ToolUse, read_tools
 from api.trace import TRACE
-from engine.errors import RequestError
 
 _decoder = BodyDecoder(ChatRequest)
 
@@ -42,25 +50,27 @@ async def _prepare(request: web.Request, services: Services, chat: ChatRequest, 
     sampling = read_sampling(chat, services.defaults, services.vocab_size)
     scheduling = read_scheduling(chat, request[TRACE].api_key)
     n, stop_rule = read_num_choices(chat), read_stop_rule(chat, sampling)
-    prompt = await _build_prompt(services, chat)
+    form, tools = read_form(chat), read_tools(chat)
+    prompt = await _build_prompt(services, chat, tools)
     request[TRACE].prompts = [prompt]
     param = "messages" if chat.prompt_token_ids is None else "prompt_token_ids"
     try:
         sampling = fit_to_context(sampling, len(prompt.token_ids), services.max_model_len, param)
-    except RequestError:
+        guide = await services.guides.make(form, tools, thinking_open=prompt.thinking_open)
+    except BaseException:
         prompt.release()
         raise
     parts = [services.reasoning.parts(thinking_open=prompt.thinking_open) for _ in range(n)]
-    work = make_work(prompt, sampling, stop_rule, parts)
+    work = make_work(prompt, with_guide(sampling, guide), stop_rule, parts, tools)
     return Generation("chatcmpl", services.model_name, [work], arrival, scheduling)
 
 
-async def _build_prompt(services: Services, chat: ChatRequest) -> Prompt:
+async def _build_prompt(services: Services, chat: ChatRequest, tools: ToolUse) -> Prompt:
     options = {"mm_processor_kwargs": chat.mm_processor_kwargs}
     if chat.prompt_token_ids is not None:
         return await services.prompts.build_tokens(chat.prompt_token_ids, chat.messages, options)
-    tools = chat.tools if chat.tool_choice != "none" else None
-    return await services.prompts.build_chat(chat.messages, tools, _template_kwargs(chat), options)
+    shown = tools.for_prompt
+    return await services.prompts.build_chat(chat.messages, shown, _template_kwargs(chat), options)
 
 
 def _template_kwargs(chat: ChatRequest) -> dict[str, Any]:

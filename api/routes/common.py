@@ -19,6 +19,8 @@ from api.schema import BodyDecoder, GenerationRequest
 from api.services import Services
 from api.stop_strings import StopStrings
 from api.stream import stream_answer
+from api.tool_calls import ToolCallParser
+from api.tools import NO_TOOLS, ToolUse
 from engine.errors import RequestError
 from engine.messages import SamplingParams
 
@@ -55,10 +57,18 @@ def read_chunk_usage(parsed: GenerationRequest) -> ChunkUsage:
 
 
 def make_work(
-    prompt: Prompt, sampling: SamplingParams, stop_rule: StopRule | None, parts: Sequence[Parts]
+    prompt: Prompt,
+    sampling: SamplingParams,
+    stop_rule: StopRule | None,
+    parts: Sequence[Parts],
+    tools: ToolUse = NO_TOOLS,
 ) -> Work:
     """One choice of the prompt for each of `parts`, which tell reasoning from content."""
-    return Work(prompt, sampling, [Answer(part, stop_rule) for part in parts])
+    return Work(prompt, sampling, [Answer(part, stop_rule, _call_parser(tools)) for part in parts])
+
+
+def _call_parser(tools: ToolUse) -> ToolCallParser | None:
+    return ToolCallParser(tools.offered, only_first=tools.only_one) if tools.is_on else None
 
 
 async def answer(
@@ -86,6 +96,7 @@ def _join(deltas: Sequence[Delta]) -> Delta:
     return Delta(
         reasoning="".join([delta.reasoning for delta in deltas]),
         content="".join([delta.content for delta in deltas]),
+        tool_calls=[call for delta in deltas for call in delta.tool_calls],
         token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
         logprobs=[logprob for delta in deltas for logprob in delta.logprobs],
         finish_reason=deltas[-1].finish_reason,

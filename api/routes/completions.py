@@ -9,7 +9,8 @@ import time
 from aiohttp import web
 
 from api.generation import Generation
-from api.params import fit_to_context, read_num_choices, read_sampling, read_scheduling
+from api.guides import read_form
+from api.params import fit_to_context, read_num_choices, read_sampling, read_scheduling, with_guide
 from api.reasoning import ContentOnly
 from api.render import TextRenderer
 from api.routes.common import answer, make_work, read_chunk_usage, read_request, read_stop_rule
@@ -49,6 +50,7 @@ async def _prepare(
     named = _named_prompts(completion)
     n, stop_rule = read_num_choices(completion, len(named)), read_stop_rule(completion, sampling)
     works = []
+    sampling = with_guide(sampling, await services.guides.make(read_form(completion)))
     for param, text_or_ids in named:
         build = functools.partial(services.prompts.build_text, text_or_ids, param)
         prompt = build() if len(text_or_ids) < BUILD_IN_PLACE else await asyncio.to_thread(build)

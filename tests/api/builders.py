@@ -16,6 +16,7 @@ import openai.lib.streaming.chat  # the client would import it in its first call
 
 from api.app import ApiServer
 from api.engine_client import EngineClient
+from api.guides import GuideMaker
 from api.params import Defaults
 from api.prompt import PromptBuilder
 from api.reasoning import ReasoningParser
@@ -39,11 +40,12 @@ MARKERS = (
     "</s>",
 )
 THINK_MARKERS = ("<think>", "</think>")
+TOOL_MARKERS = ("<tool_call>", "</tool_call>")
 
 
-def make_tokenizer(*, think_tokens: bool = True) -> Tokenizer:
+def make_tokenizer(*, think_tokens: bool = True, tool_tokens: bool = False) -> Tokenizer:
     """Token i < 256 is byte i; the markers follow."""
-    names = MARKERS + (THINK_MARKERS if think_tokens else ())
+    names = MARKERS + (THINK_MARKERS if think_tokens else ()) + (TOOL_MARKERS if tool_tokens else ())
     markers = {name: 256 + index for index, name in enumerate(names)}
     pieces = [bytes([i]) for i in range(256)] + [name.encode() for name in names]
     return Tokenizer(TokenizerFiles(pieces, markers, lambda text: list(text.encode()), longest_piece=1))
@@ -133,6 +135,7 @@ async def running_api(
     script: Script | None = None,
     *,
     think_tokens: bool = True,
+    tool_tokens: bool = False,
     context: int = 4096,
     defaults: Defaults | None = None,
     ready: bool = True,
@@ -147,7 +150,8 @@ async def running_api(
     engine = FakeEngine(directory, script)
     if not ready:
         await engine.set_state("starting", "loading weights")
-    services = _make_services(config, directory, make_tokenizer(think_tokens=think_tokens), context, defaults)
+    tokenizer = make_tokenizer(think_tokens=think_tokens, tool_tokens=tool_tokens)
+    services = _make_services(config, directory, tokenizer, context, defaults)
     services.engine.connect()
     server = ApiServer(services)
     port = await server.start()
@@ -180,6 +184,7 @@ def _make_services(
         prompts=PromptBuilder(config, model, tokenizer, template, media),
         engine=EngineClient(directory),
         reasoning=ReasoningParser(config.reasoning_parser, tokenizer, is_vision_model=True),
+        guides=GuideMaker(tokenizer, model.eos_token_ids),
         defaults=defaults or Defaults(),
         admission=Admission(config.max_concurrency),
     )

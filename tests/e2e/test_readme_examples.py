@@ -1,4 +1,4 @@
-"""The README's examples, pasted as they are; only the address becomes the test server's."""
+"""The examples of the README and of api/forms.md as they are; only the address becomes the test server's."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ from tests.e2e.server import ROOT, Server
 
 pytestmark = pytest.mark.e2e
 
-EXAMPLES = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+PAGES = ("README.md", "api/forms.md")
 
 
-def test_readme_has_examples_for_curl_and_python() -> None:
-    assert {language for language, _ in EXAMPLES} == {"bash", "python"}
+def examples_of(page: str) -> list[tuple[str, str]]:
+    return re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+
+
+EXAMPLES = [example for page in PAGES for example in examples_of(page)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_has_examples_for_curl_and_python(page: str) -> None:
+    assert {language for language, _ in examples_of(page)} == {"bash", "python"}
 
 
 @pytest.mark.parametrize(("language", "code"), EXAMPLES)
@@ -27,7 +35,7 @@ def test_example_runs_as_pasted(guide_server: Server, tmp_path: Path, language: 
     (tmp_path / "other.jpg").write_bytes(jpeg_bytes(seed=2))
     (tmp_path / "clip.mp4").write_bytes(mp4_bytes())
     code = code.replace("http://localhost:8000", guide_server.address)
-    command = ["bash", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+    command = ["bash", "-ec", code] if language == "bash" else [sys.executable, "-c", code]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "tokens" in ran.stdout, ran.stdout
