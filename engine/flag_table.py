@@ -47,7 +47,8 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
     "model": (
         Flag(("--model",), "model", values.text, "NAME",
              "a checkpoint folder in the -Paddle or -PT layout, a hub id (downloaded once), or, with "
-             "--load-format dummy, a preset of models/presets", "the small model that comes with Octet"),
+             "--load-format dummy, a preset of models/presets; octet-tiny is a random one for tests",
+             "the small trained model that comes with Octet"),
         Switch(("--offline",), "offline",
                "never touch the network; a hub id must have been downloaded before"),
         Flag(("--served-model-name",), "served_model_name", values.text, "NAME",

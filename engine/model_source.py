@@ -1,6 +1,7 @@
 """From what the operator typed after --model to a folder on this machine.
 
-    nothing              the embedded tiny checkpoint, written once into the cache
+    nothing              the trained demo model, models/demo; where that is missing, octet-tiny
+    octet-tiny           a tiny random checkpoint for tests, written once into the cache
     a path               used as it is
     a preset's name      with --load-format dummy: the preset's config and a stand-in tokenizer
     org/name             downloaded from the hub into its own cache; resumed when it was cut off
@@ -28,7 +29,8 @@ from pathlib import Path
 from engine.errors import ConfigError
 from engine.model_config import read_json_object
 
-EMBEDDED_NAME = "octet-tiny"  # what the embedded checkpoint is served as
+TINY_NAME = "octet-tiny"  # the random checkpoint
+DEMO_NAME = "octet-demo"  # what models/demo is served as
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "spm.model", "ernie_token_100k.model")
 _CONFIG_PATTERNS = [
@@ -41,6 +43,7 @@ _WEIGHT_PATTERNS = ["*.safetensors"]
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _ROOT = Path(__file__).resolve().parents[1]
 _PRESETS = _ROOT / "models" / "presets"
+DEMO = _ROOT / "models" / "demo"
 
 
 def resolve_model(
@@ -57,8 +60,10 @@ def resolve_model(
     `say` gets a line before anything that takes time. Raises ConfigError that says what is missing.
     """
     needs_weights = load_format != "dummy"
-    if not model:
-        return _embedded(say)
+    if not model and has_demo():
+        return DEMO
+    if not model or model == TINY_NAME:
+        return _tiny(say)
     path = Path(model).expanduser()
     if path.exists():
         check_model_folder(path, needs_weights=needs_weights, needs_tokenizer=needs_tokenizer)
@@ -77,6 +82,16 @@ def resolve_model(
     raise ConfigError(
         f"--model {model} is no folder here, no preset (the nearest is {near}) and no hub id like org/name"
     )
+
+
+def has_demo() -> bool:
+    """Whether the trained model is part of this checkout."""
+    return (DEMO / "config.json").is_file()
+
+
+def default_name() -> str:
+    """Of the model that is served when the operator names none."""
+    return DEMO_NAME if has_demo() else TINY_NAME
 
 
 def preset_names() -> list[str]:
@@ -146,10 +161,10 @@ def _from_hub(model: str, needs_weights: bool, offline: bool, say: Callable[[str
 # generated folders --------------------------------------------------------------------------------
 
 
-def _embedded(say: Callable[[str], None]) -> Path:
+def _tiny(say: Callable[[str], None]) -> Path:
     """The tiny checkpoint in both layouts; the -Paddle one is served."""
-    folder = cache_folder() / f"embedded-{_digest()}"
-    _make_once(folder, ["--layout", "both"], lambda: say(f"writing the embedded model to {folder}"))
+    folder = cache_folder() / f"tiny-{_digest()}"
+    _make_once(folder, ["--layout", "both"], lambda: say(f"writing the tiny random model to {folder}"))
     return folder / "paddle"
 
 

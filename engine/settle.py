@@ -12,7 +12,7 @@ import msgspec
 from engine.config import ServerConfig
 from engine.errors import ConfigError
 from engine.model_config import ModelConfig, check_tensor_parallel, effective_quantization
-from engine.model_source import EMBEDDED_NAME
+from engine.model_source import default_name
 
 _DEFAULT_STEP_TOKENS = 2048
 
@@ -65,4 +65,4 @@ def _settle_step(config: ServerConfig, max_model_len: int) -> tuple[int, list[st
 
 def _name_of(typed: str, folder: Path) -> str:
     """The last part of what was typed, else of where that leads."""
-    return Path(typed).name or folder.name if typed else EMBEDDED_NAME
+    return Path(typed).name or folder.name if typed else default_name()

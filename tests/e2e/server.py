@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.model_source import TINY_NAME
+
 if TYPE_CHECKING:
     import openai
 
@@ -147,8 +149,13 @@ def await_true(condition: object, seconds: float, what: str) -> None:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, *flags: str, ready: bool = True) -> Iterator[Server]:
-    """`./run.sh FLAGS` on two free ports; killed with its whole tree at the end if a test left it running."""
+def running_server(folder: Path, *flags: str, ready: bool = True, model: str = TINY_NAME) -> Iterator[Server]:
+    """`./run.sh FLAGS` on two free ports; killed with its whole tree at the end if a test left it running.
+
+    It serves the tiny random model unless the flags name one; `model` "" is what a newcomer gets.
+    """
+    if model and "--model" not in flags:
+        flags = ("--model", model, *flags)
     port, metrics_port = free_port(), free_port()
     log = folder / f"server-{port}.log"
     environment = {**os.environ, "OCTET_VENV": sys.prefix, "PYTHONUNBUFFERED": "1"}

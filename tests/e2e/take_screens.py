@@ -60,7 +60,7 @@ def server_at(address: str, folder: Path) -> Iterator[str]:
     if address:
         yield address
         return
-    with running_server(folder) as server:
+    with running_server(folder, model="") as server:
         yield server.address
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from engine import model_source
 from engine.errors import ConfigError
 from engine.model_config import read_model_config
-from engine.model_source import preset_names, resolve_model
+from engine.model_source import TINY_NAME, preset_names, resolve_model
+from models.tiny import write_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,7 +80,7 @@ def test_unknown_name_is_refused_with_the_nearest_preset(cache: Path):
         resolve_model("ernie-45-vl-28b", load_format="dummy")
 
 
-# presets and the embedded model -------------------------------------------------------------------
+# presets and the tiny model ------------------------------------------------------------------------
 
 
 def test_preset_without_dummy_weights_is_refused(cache: Path):
@@ -98,19 +100,30 @@ def test_preset_folder_has_its_config_and_a_tokenizer_with_the_published_media_i
     assert (folder / "tokenizer.model").is_file() and (folder / "chat_template.jinja").is_file()
 
 
-def test_embedded_model_is_written_once_and_announced(cache: Path):
+def test_without_a_name_the_trained_model_is_served_where_there_is_one(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(model_source, "DEMO", tmp_path / "demo")
+    assert resolve_model("") == resolve_model(TINY_NAME)
+    assert model_source.default_name() == "octet-tiny"
+    write_tiny_checkpoint(tmp_path / "demo")
+    assert resolve_model("") == tmp_path / "demo"
+    assert model_source.default_name() == "octet-demo"
+
+
+def test_the_tiny_model_is_written_once_and_announced(cache: Path):
     lines: list[str] = []
-    first = resolve_model("", say=lines.append)
+    first = resolve_model(TINY_NAME, say=lines.append)
     written = (first / "model.safetensors").stat().st_mtime_ns
-    assert resolve_model("", say=lines.append) == first
+    assert resolve_model(TINY_NAME, say=lines.append) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == written
-    assert len(lines) == 1 and "embedded" in lines[0]
+    assert len(lines) == 1 and "tiny" in lines[0]
     assert (first.parent / "pt" / "model.safetensors").is_file()
     assert not list(cache.glob(".writing-*"))
 
 
-def test_processes_that_start_together_write_the_embedded_model_once(cache: Path):
-    code = "from engine.model_source import resolve_model; print(resolve_model('', say=print))"
+def test_processes_that_start_together_write_the_tiny_model_once(cache: Path):
+    code = "from engine.model_source import resolve_model; print(resolve_model('octet-tiny', say=print))"
     command = [sys.executable, "-c", code]
     racers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     outputs = [racer.communicate(timeout=60)[0].splitlines() for racer in racers]
@@ -122,12 +135,14 @@ def test_processes_that_start_together_write_the_embedded_model_once(cache: Path
 def test_failed_writing_leaves_no_folder_behind(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ConfigError, match="could not write"):
-        resolve_model("")
-    assert not list(cache.glob("embedded-*"))
+        resolve_model(TINY_NAME)
+    assert not list(cache.glob("tiny-*"))
 
 
 def test_resolving_imports_no_numpy(cache: Path):
-    code = "import sys, engine.model_source as m; m.resolve_model(''); print('numpy' in sys.modules)"
+    code = (
+        "import sys, engine.model_source as m; m.resolve_model('octet-tiny'); print('numpy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n"
 

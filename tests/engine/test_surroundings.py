@@ -17,6 +17,7 @@ from engine.errors import ConfigError, RequestError
 from engine.media_files import MediaFiles
 from engine.messages import MediaItem
 from engine.model_config import read_model_config
+from engine.model_source import default_name
 from engine.process import describe_exit
 from engine.progress import LoadingProgress
 from engine.run_directory import OwnedRunDirectory, choose_root, remove_stale
@@ -38,8 +39,8 @@ def test_context_and_step_have_defaults_from_the_model():
     assert config.served_model_name == ""
 
 
-def test_embedded_model_has_a_name():
-    assert settled().display_name == "octet-tiny"
+def test_the_model_that_comes_along_has_a_name():
+    assert settled().display_name == default_name()
 
 
 def test_context_beyond_the_models_is_refused():
