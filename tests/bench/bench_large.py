@@ -76,7 +76,7 @@ def _name(pid: int) -> str:
     return words[words.index("-m") + 1] if "-m" in words else words[0].rsplit("/", 1)[-1]
 
 
-def ask(server: Server, parts: list[Any], num_tokens: int) -> dict[str, Any]:
+def ask(server: Server, parts: list[Any], num_tokens: int, **options: Any) -> dict[str, Any]:
     """The answer's body, with its timings."""
     body = {
         "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": _QUESTION}]}],
@@ -84,6 +84,7 @@ def ask(server: Server, parts: list[Any], num_tokens: int) -> dict[str, Any]:
         "min_tokens": num_tokens,
         "temperature": 0,
         "timings": True,
+        **options,
     }
     request = urllib.request.Request(
         f"{server.address}/v1/chat/completions",

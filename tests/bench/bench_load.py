@@ -7,7 +7,7 @@ Method        A checkpoint of real shapes, the 21B preset cut to --layers, is wr
 Bytes         cold: the checkpoint once. warm: the final weights once, for their checksums.
 How to read   GB/s is of what is read in that row. peak is the growth of the process's anonymous memory;
               mapped weights are file pages and do not count.
-Run           ./run.sh bench load [--layers 3] [--quant wint4] [--tp 1] [--drop]
+Run           ./run.sh bench load [--layers 3] [--quant wint4] [--tp 1] [--drop] [--save]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 from engine.config import ServerConfig
 from engine.model_config import ModelConfig, read_model_config
 from engine.model_source import preset_file
+from tests.bench.result_files import save, save_option
 from workers.checkpoint_inventory import Role, model_tensors
 from workers.weight_source import decide_without_tensors
 
@@ -48,9 +49,16 @@ def main() -> None:
             f"rank 0 of {given.tp}"
         )
         settings = {"model": str(folder), "quantization": given.quant, "tensor_parallel_size": given.tp}
-        _report("cold, no cache", settings | {"weight_cache": "off"}, given.drop)
-        _report("cold, cache written", settings | {"weight_cache": str(cache)}, given.drop)
-        _report("warm", settings | {"weight_cache": str(cache)}, given.drop)
+        figures = {
+            "cold, no cache": _report("cold, no cache", settings | {"weight_cache": "off"}, given.drop),
+            "cold, cache written": _report(
+                "cold, cache written", settings | {"weight_cache": str(cache)}, given.drop
+            ),
+            "warm": _report("warm", settings | {"weight_cache": str(cache)}, given.drop),
+        }
+    if given.save:
+        settings = {"layers": given.layers, "quantization": given.quant, "tp": given.tp, "drop": given.drop}
+        save("load", figures, settings)
 
 
 def write_checkpoint(folder: Path, num_layers: int) -> int:
@@ -96,11 +104,17 @@ def _random_bits() -> np.ndarray:
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def _report(name: str, settings: dict[str, Any], drop: bool) -> None:
+def drop_pages(*folders: Path) -> None:
+    """Take weight files out of the system's page cache."""
+    for folder in folders:
+        for file in folder.glob("*.*s"):
+            _drop(file)
+
+
+def _report(name: str, settings: dict[str, Any], drop: bool) -> dict[str, float]:
+    """Load in a fresh process, print a line and return its figures."""
     if drop:
-        for folder in (settings["model"], settings["weight_cache"]):
-            for file in Path(folder).glob("*.*s"):
-                _drop(file)
+        drop_pages(Path(settings["model"]), Path(settings["weight_cache"]))
     command = [
         sys.executable,
         "-W",
@@ -115,6 +129,8 @@ def _report(name: str, settings: dict[str, Any], drop: bool) -> None:
     rate = found["read"] / 1e9 / found["seconds"]
     line = f"{name:<20} {found['seconds']:7.2f} s   {found['read'] / 1e9:6.2f} GB read   {rate:5.2f} GB/s"
     print(f"{line}   weights {found['weights'] / 1e9:.2f} GB   peak {found['peak'] / 1e9:.2f} GB", flush=True)
+    sizes = {f"{key}_gb": found[key] / 1e9 for key in ("read", "weights", "peak")}
+    return {"seconds": found["seconds"], "gb_per_second": rate} | sizes
 
 
 def _drop(file: Path) -> None:
@@ -179,6 +195,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quant", default="wint4", choices=("bfloat16", "wint8", "wint4"))
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--drop", action="store_true", help="read from the disk, not from the page cache")
+    save_option(parser)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
