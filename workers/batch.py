@@ -7,7 +7,7 @@ whole batch at once with NumPy; only slices are copied per chunk, so an 8K-token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -31,6 +31,11 @@ class HostBatch:
     kv_lens: np.ndarray  # [S] tokens of KV including this chunk's
     sample_rows: np.ndarray  # [R] rows whose logits are wanted: last tokens of chunks that sample
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of them by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
 
 @dataclass(slots=True)
 class Batch:
@@ -47,18 +52,16 @@ class Batch:
     num_tokens: int
     num_samples: int
     num_pairs: int  # of a query and a key, at most: what attention costs
+    # On a GPU: pieces of attention's work in sequences of few and of many queries (cuda_ops.attention_tasks).
+    attention_tasks: tuple[int, int] = (0, 0)
 
     @classmethod
     def upload(cls, host: HostBatch, device: Device) -> Batch:
+        tensors = dict(zip(host.arrays, device.upload_all(list(host.arrays.values())), strict=True))
+        if not len(host.sample_rows):
+            tensors["sample_rows"] = None
         return cls(
-            token_ids=device.upload(host.token_ids),
-            positions=device.upload(host.positions),
-            slots=device.upload(host.slots),
-            token_types=device.upload(host.token_types),
-            block_tables=device.upload(host.block_tables),
-            query_starts=device.upload(host.query_starts),
-            kv_lens=device.upload(host.kv_lens),
-            sample_rows=device.upload(host.sample_rows) if len(host.sample_rows) else None,
+            **tensors,
             num_tokens=len(host.token_ids),
             num_samples=len(host.sample_rows),
             num_pairs=int(np.diff(host.query_starts).astype(np.int64) @ host.kv_lens.astype(np.int64)),

@@ -22,6 +22,15 @@ class KvCache:
 
     layers: list[tuple[Tensor, Tensor]]
 
+    @property
+    def block_size(self) -> int:
+        return int(self.layers[0][0].shape[2])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens for which there are places."""
+        return int(self.layers[0][0].shape[0]) * self.block_size
+
     @classmethod
     def allocate(
         cls,

@@ -1,30 +1,40 @@
 """One step of one rank: mirror, media, forward pass, sampling.
 
 Every rank runs the same plan; the only asymmetry is that rank 0 samples and the others learn the tokens
-from it. The process around this is worker.py.
+from it. On a GPU a step is issued and not waited for, so that the next one can be (running_step.py). The
+process around this is worker.py.
 """
 
 from __future__ import annotations
 
 import time
-from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+import cuda_ops
+from cuda_ops.feedback import feed_tokens
 from engine.messages import StepPlan, StepResult
 from engine.model_config import ModelConfig
-from workers.batch import Batch, build_batch
-from workers.device.base import Device, DtypeName, Tensor
+from workers.batch import Batch, HostBatch, build_batch
+from workers.device.base import Device, Download, DtypeName, Tensor
+from workers.gpu_memory import StepLimits, scratch_bytes
+from workers.graphs import DecodeGraphs
 from workers.kv_cache import KvCache
 from workers.kv_canary import KvCanary
 from workers.media_features import MediaFeatures
 from workers.model.context import no_progress
+from workers.model.decoder import MediaRows
 from workers.model.ernie_vl import ErnieVl
 from workers.model.weights import ModelWeights
 from workers.parallel import share_of
+from workers.running_step import Details, RunningStep, sample_sources
 from workers.sampler import Sampler
-from workers.sequences import LiveSequence, SampledToken, Sequences, chunks_of
+from workers.sequences import LiveSequence, Sequences, chunks_of
 from workers.swap import SwapSpace
+
+_NO_VISION = 2**31 - 1  # beyond every token id
 
 
 class Runner:
@@ -45,17 +55,19 @@ class Runner:
         num_host_blocks: int = 0,
         kv_canary: bool = False,
         vocabulary_file: Path = Path("vocabulary"),
+        limits: StepLimits | None = None,
         on_progress: Callable[[float], None] = no_progress,
     ) -> None:
-        """Allocates the KV cache.
+        """Allocates the KV cache, and on a GPU records decode steps.
 
         num_token_ids   ids the tokenizer knows, 0 for the whole vocabulary
         image_cache     bytes of encoded images that may stay when no sequence needs them
         num_host_blocks places in host memory for KV blocks
         kv_canary       compare cached blocks with what this rank filled them with
         vocabulary_file what token ids write, for sequences with a grammar
+        limits          the largest step there will be; needed on a GPU
         """
-        share = share_of(model, device.rank, device.world)
+        share = self._share = share_of(model, device.rank, device.world)
         self._model = model
         self._device = device
         self._block_size = block_size
@@ -68,57 +80,99 @@ class Runner:
         self._sampler = Sampler(
             device, model, share.padded_vocab_size, num_token_ids or model.vocab_size, vocabulary_file
         )
+        self._running: list[RunningStep] = []  # issued, their tokens perhaps unknown; the last two at most
+        self._vision_from = model.image_patch_id if model.num_pools > 1 else _NO_VISION
+        self._samples = device.empty((limits.num_sequences if limits else 0,), "int32")  # of the last step
+        self._graphs: DecodeGraphs | None = None
+        if limits is not None and device.is_gpu:
+            device.lend_scratch(scratch_bytes(model, share, limits))
+            decoder = self._runnable.new_decoder()
+            self._graphs = DecodeGraphs(
+                device,
+                decoder,
+                self._kv,
+                limits,
+                self._samples,
+                self._vision_from,
+                lambda: on_progress(0.0),
+            )
 
     def run(self, plan: StepPlan) -> StepResult:
         """Apply the plan and compute its chunks; all ranks get the tokens, only rank 0 has logprobs."""
+        return self.launch(plan).result()
+
+    def launch(self, plan: StepPlan) -> RunningStep:
+        """Apply the plan and issue its work, which a CPU has done when this returns.
+
+        On a GPU the step before may still be running; the one before that is waited for.
+        """
         began = time.perf_counter()
+        self._settle(all_but=1)
         for seq_id in plan.dropped:
             self._media.drop(seq_id)
         self._sequences.apply(plan)
         if self._canary:
+            self._settle()  # it looks at tokens
             self._canary.check(plan, self._sequences)
         swapped = self._swap.copy(plan.swap_out, plan.swap_in)
         if not plan.has_work:
             self._device.barrier()
-            return StepResult(plan.step)
+            return RunningStep(plan.step, began)
 
         chunks = chunks_of(plan)
         host = build_batch(
             chunks, self._sequences, self._block_size, self._model.image_patch_id, self._model.num_pools
         )
+        live = [self._sequences[chunk.seq_id] for chunk in chunks]
         media, encoding = self._media.rows_for(chunks, self._sequences)
-        logits = self._runnable.run(Batch.upload(host, self._device), media, self._kv)
-        computed = [self._sequences.finish_chunk(chunk) for chunk in chunks]
-        if self._canary:
-            for sequence, chunk in zip(computed, chunks, strict=True):
+        logits = self._forward(host, live, media)
+        for sequence, chunk in zip(live, chunks, strict=True):
+            self._sequences.finish_chunk(chunk)
+            if self._canary:
                 self._canary.note(sequence, chunk.num_tokens)
-        for sequence in computed:
             self._media.release_computed(sequence)
-        sampled = [s for s, chunk in zip(computed, chunks, strict=True) if chunk.samples]
-        tokens = self._sample(logits, sampled) if sampled else []
-        return StepResult(
-            step=plan.step,
-            token_ids=array("i", [token.token_id for token in tokens]).tobytes(),
-            logprobs={row: token.logprobs for row, token in enumerate(tokens) if token.logprobs},
-            compute_seconds=time.perf_counter() - began - encoding.seconds - swapped.seconds,
-            encode_seconds=encoding.seconds,
-            num_encoded_patches=encoding.num_patches,
-            num_cached_patches=encoding.num_cached_patches,
-            num_swapped_blocks=swapped.num_blocks,
-            swap_seconds=swapped.seconds,
-        )
+        sampled = [sequence for sequence, chunk in zip(live, chunks, strict=True) if chunk.samples]
+        step = RunningStep(plan.step, began, encoding=encoding, swapped=swapped)
+        if sampled:
+            step.expect(sampled, *self._sample(logits, sampled))
+        self._running.append(step)
+        if not self._device.is_gpu:
+            self._settle()
+        return step
 
-    def _sample(self, logits: Tensor | None, sampled: list[LiveSequence]) -> list[SampledToken]:
-        """Sample on rank 0, tell the others, and append the tokens to the mirror everywhere."""
-        device = self._device
+    def _forward(
+        self, host: HostBatch, live: Sequence[LiveSequence], media: list[MediaRows]
+    ) -> Tensor | None:
+        """Logits of the rows that sample, on rank 0."""
+        device, sources = self._device, sample_sources(host, live)
+        if self._graphs is not None and not media and self._graphs.fits(host):
+            return self._graphs.run(host, sources)
+        batch = Batch.upload(host, device)
+        if device.is_gpu:
+            queries = zip(np.diff(host.query_starts).tolist(), host.kv_lens.tolist(), strict=True)
+            batch.attention_tasks = cuda_ops.attention_tasks(
+                queries, self._share.num_q_heads // self._share.num_kv_heads
+            )
+        if sources is not None:
+            uploaded = device.upload(sources)
+            feed_tokens(uploaded, self._samples, self._vision_from, batch.token_ids, batch.token_types)
+        return self._runnable.run(batch, media, self._kv)
+
+    def _sample(
+        self, logits: Tensor | None, sampled: Sequence[LiveSequence]
+    ) -> tuple[Download, Details | None]:
+        """Sample on rank 0 and tell the others; the ids stay on the device for the next step, too."""
+        if len(self._samples) < len(sampled):
+            self._samples = self._device.empty((len(sampled),), "int32")
+        token_ids, details = self._samples[: len(sampled)], None
         if logits is not None:
-            token_ids, tokens = self._sampler.sample(logits, sampled)
-            device.broadcast(token_ids, 0)
-        else:
-            token_ids = device.empty((len(sampled),), "int32")
-            device.broadcast(token_ids, 0)
-            ids = device.download(token_ids).tolist()
-            tokens = [SampledToken(s.seq_id, token_id) for s, token_id in zip(sampled, ids, strict=True)]
-        for sequence, token in zip(sampled, tokens, strict=True):
-            sequence.tokens.append(token.token_id)
-        return tokens
+            if self._sampler.reads_tokens(sampled):
+                self._settle()
+            details = self._sampler.sample(logits, sampled, token_ids)
+        self._device.broadcast(token_ids, 0)
+        return self._device.download_later(token_ids), details
+
+    def _settle(self, all_but: int = 0) -> None:
+        """Wait for the tokens of all running steps but the last `all_but`, and put them into the mirror."""
+        while len(self._running) > all_but:
+            self._running.pop(0).settle()

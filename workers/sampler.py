@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 import cuda_ops
-from engine.errors import EngineError
-from engine.messages import SamplingParams, TokenLogprobs
+from engine.messages import SamplingParams
 from engine.model_config import ModelConfig
 from workers.device.base import Device, Tensor
 from workers.guides import Guides
-from workers.sequences import LiveSequence, SampledToken
+from workers.running_step import Details
+from workers.sequences import LiveSequence
 
 
 class Sampler:
@@ -44,27 +44,24 @@ class Sampler:
         self._kept: cuda_ops.SamplingBatch | None = None
         self._kept_params: list[SamplingParams] = []  # of the rows of _kept
 
-    def sample(self, logits: Tensor, live: Sequence[LiveSequence]) -> tuple[Tensor, list[SampledToken]]:
-        """One token per row of logits [S, V] fp32 (overwritten); returns ids [S] int32 on the device too."""
+    def reads_tokens(self, live: Sequence[LiveSequence]) -> bool:
+        """Whether `sample` looks at the ids of earlier tokens, which then have to be known."""
+        return any(_has_penalty(s.sampling) or s.sampling.guide is not None for s in live)
+
+    def sample(self, logits: Tensor, live: Sequence[LiveSequence], token_ids: Tensor) -> Details | None:
+        """One token per row of logits [S, V] fp32 (overwritten) into token_ids [S] int32; -1: no numbers.
+
+        Returns the log-probabilities if any row wants some.
+        """
         device, rows = self._device, len(live)
         num_top = max(max(sequence.sampling.num_logprobs, 0) for sequence in live)
-        token_ids = device.empty((rows,), "int32")
         logprobs = device.empty((rows,), "float32")
         top_ids = device.empty((rows, num_top), "int32")
         top_logprobs = device.empty((rows, num_top), "float32")
         cuda_ops.sample_tokens(logits, self._batch(live), token_ids, logprobs, top_ids, top_logprobs)
-        ids = device.download(token_ids).tolist()
-        if -1 in ids:
-            seq_id = live[ids.index(-1)].seq_id
-            raise EngineError(f"the logits of sequence {seq_id} are not numbers; are the weights damaged?")
         if all(sequence.sampling.num_logprobs < 0 for sequence in live):
-            return token_ids, [SampledToken(s.seq_id, i) for s, i in zip(live, ids, strict=True)]
-        details = (device.download(logprobs), device.download(top_ids), device.download(top_logprobs))
-        tokens = [
-            SampledToken(sequence.seq_id, token_id, _token_logprobs(sequence.sampling, row, *details))
-            for row, (sequence, token_id) in enumerate(zip(live, ids, strict=True))
-        ]
-        return token_ids, tokens
+            return None
+        return Details(*map(device.download_later, (logprobs, top_ids, top_logprobs)))
 
     def _batch(self, live: Sequence[LiveSequence]) -> cuda_ops.SamplingBatch:
         """What the op needs; the part that only changes with the set of sequences is kept between steps."""
@@ -164,14 +161,3 @@ def _floats(values: Iterable[float]) -> np.ndarray:
 def _signed64(seed: int) -> int:
     """Any integer seed, wrapped into int64."""
     return (seed + 2**63) % 2**64 - 2**63
-
-
-def _token_logprobs(
-    params: SamplingParams, row: int, logprobs: np.ndarray, top_ids: np.ndarray, top_logprobs: np.ndarray
-) -> TokenLogprobs | None:
-    if params.num_logprobs < 0:
-        return None
-    count = params.num_logprobs
-    return TokenLogprobs(
-        float(logprobs[row]), top_ids[row, :count].tolist(), top_logprobs[row, :count].tolist()
-    )

@@ -7,19 +7,14 @@ engine's decision; tensors are made from the mirror in batch.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from engine.errors import EngineError
-from engine.messages import Chunk, NewSequence, StepPlan, TokenLogprobs
+from engine.messages import Chunk, NewSequence, StepPlan
 from workers.positions import Positions
 
-
-class SampledToken(NamedTuple):
-    seq_id: int
-    token_id: int
-    logprobs: TokenLogprobs | None = None
+UNKNOWN = -1  # a token that was sampled and has not come to the host yet
 
 
 class IntList:
@@ -69,10 +64,15 @@ class LiveSequence:
         self.tokens = IntList(new.token_ids)  # prompt, then generated
         self.block_table = IntList()
         self.positions = Positions(len(new.token_ids), self.media)
+        self.sample_row = -1  # of the last samples, when the last token is UNKNOWN
 
     @property
     def num_output_tokens(self) -> int:
         return len(self.tokens) - self.num_prompt_tokens
+
+    def learn(self, place: int, token_id: int) -> None:
+        """The token at `place`, which was UNKNOWN."""
+        self.tokens.view()[place] = token_id
 
 
 class Sequences:

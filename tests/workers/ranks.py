@@ -12,24 +12,32 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 import cuda_ops
-from engine.messages import Chunk, NewSequence, SamplingParams, StepPlan, StepResult
+from engine.messages import Chunk, NewSequence, SamplingParams, StepPlan, StepResult, TokenLogprobs
 from engine.model_config import ModelConfig
 from tests.workers.builders import Prompt, RawWeights, place_weights
 from workers.device.base import Device
 from workers.device.paddle import PaddleCpu
 from workers.runner import Runner
-from workers.sequences import SampledToken, chunks_of
+from workers.sequences import chunks_of
 
 Result = TypeVar("Result")
 
 BLOCK_SIZE = 4
 _SEQ_IDS = itertools.count()  # never repeated, so drivers may share ranks one after the other
 GREEDY = SamplingParams(max_tokens=1 << 20, temperature=0.0, num_logprobs=8)
+
+
+class SampledToken(NamedTuple):
+    """One row of a StepResult."""
+
+    seq_id: int
+    token_id: int
+    logprobs: TokenLogprobs | None = None
 
 
 class TurnGroup:

@@ -83,12 +83,6 @@ def test_bfloat16_sum_is_rounded_once(device: HostDevice, rand: Rand):
     assert_same_bits(device.download(total), float32_from_bits(bits_from_float32(x + y)))
 
 
-def test_column_shards_lie_side_by_side(device: HostDevice):
-    parts = np.arange(12, dtype=np.float32).reshape(2, 3, 2)  # 2 ranks, 3 rows, 2 columns each
-    merged = device.download(device.merge_columns(device.upload(parts)))
-    assert merged.tolist() == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
-
-
 def test_collectives_do_nothing_for_one_rank(device: HostDevice, rand: Rand):
     array = rand.normal(4, 2)
     tensor, out = device.upload(array), device.empty((1, 4, 2), "float32")

@@ -12,8 +12,7 @@ from engine.messages import SamplingParams
 from engine.model_config import ModelConfig
 from tests.conftest import Rand
 from tests.workers.builders import Prompt, RawWeights, make_dense_config, make_prompt, make_raw_weights
-from tests.workers.ranks import Driver, Ranks
-from workers.sequences import SampledToken
+from tests.workers.ranks import Driver, Ranks, SampledToken
 
 GREEDY = SamplingParams(max_tokens=100, temperature=0.0)
 

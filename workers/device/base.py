@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from cuda_ops import Weight
+    from cuda_ops import TiledWeight, Weight
 
 # A framework tensor. The workers use only: .shape, DLPack, and slices of the first axis (`t[a:b]`), which
 # are contiguous and share memory with `t`.
@@ -109,6 +109,12 @@ class Device(Protocol):
         The loader fills one expert of a stack with it: `tensor` may be a slice of something larger.
         """
 
+    def write_corner(self, tensor: Tensor, array: np.ndarray) -> None:
+        """tensor [R, C] int32: overwrite its first rows and columns with `array` [r, c], not empty.
+
+        GPU only.
+        """
+
     def download(self, tensor: Tensor) -> np.ndarray:
         """A copy on the host; bf16 comes back as fp32, which holds every bf16 value exactly."""
 
@@ -130,6 +136,9 @@ class Device(Protocol):
     def view(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         """The same memory under another shape with as many elements."""
 
+    def lend_scratch(self, num_bytes: int) -> None:
+        """Memory that the ops of this thread share while they run, from now on; the CPU's need none."""
+
     def free_memory(self) -> int:
         """Bytes that can still be allocated: host memory for the CPU, device memory for a GPU."""
 
@@ -141,21 +150,18 @@ class Device(Protocol):
     def linear(
         self,
         x: Tensor,
-        weight: Weight,
+        weight: Weight | TiledWeight,
         out: Tensor,
         bias: Tensor | None = None,
         activation: Activation = "none",
     ) -> None:
         """out [M, N] = activation(x [M, K] @ weight [N, K]^T + bias [N]), as cuda_ops.linear.
 
-        A hook, because on a GPU the framework's own matmul is best for bf16 weights.
+        A hook, because on a GPU the framework multiplies by weights that are not tiled.
         """
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x += y, element by element, rounded once to their common dtype."""
-
-    def merge_columns(self, parts: Tensor) -> Tensor:
-        """[world, M, n] -> a new [M, world * n]: column shards side by side in rank order."""
 
     # recorded work ------------------------------------------------------------------------------------
 

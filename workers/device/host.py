@@ -21,7 +21,7 @@ from workers.device.base import Activation, Device, DtypeName, Graph, Group, Ten
 from workers.device.bfloat16 import HOST_TYPES, float32_from_bits, host_array
 
 if TYPE_CHECKING:
-    from cuda_ops import Weight
+    from cuda_ops import TiledWeight, Weight
 
 
 def dtype_of(tensor: Tensor) -> DtypeName:
@@ -67,6 +67,9 @@ class HostDevice(Device):
         bits = host_array(array, dtype_of(tensor))
         ctypes.memmove(tensor.data_ptr(), bits.ctypes.data, bits.nbytes)
 
+    def write_corner(self, tensor: Tensor, array: np.ndarray) -> None:
+        raise NotImplementedError("only recorded work, on a GPU, has tensors larger than its arrays")
+
     def download(self, tensor: Tensor) -> np.ndarray:
         bits = self.host_bits(tensor)
         return float32_from_bits(bits) if dtype_of(tensor) == "bfloat16" else bits.copy()
@@ -83,6 +86,9 @@ class HostDevice(Device):
         memory = (ctypes.c_char * (prod(tensor.shape) * dtype.itemsize)).from_address(tensor.data_ptr())
         return np.frombuffer(memory, dtype).reshape(tuple(tensor.shape))
 
+    def lend_scratch(self, num_bytes: int) -> None:
+        pass  # the CPU's ops have memory of their own
+
     def free_memory(self) -> int:
         return min(_meminfo("MemAvailable"), _cgroup_limit())
 
@@ -94,7 +100,7 @@ class HostDevice(Device):
     def linear(
         self,
         x: Tensor,
-        weight: Weight,
+        weight: Weight | TiledWeight,
         out: Tensor,
         bias: Tensor | None = None,
         activation: Activation = "none",

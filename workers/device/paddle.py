@@ -38,6 +38,8 @@ with _hidden("torch"), warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
     import paddle
 
+framework = paddle  # for paddle_gpu.py: it has to be imported in the same way
+
 _ADD_ROWS = 4096  # rows of one bf16 addition, to bound its fp32 copies
 
 
@@ -77,7 +79,3 @@ class PaddleCpu(HostDevice):
             part = x[start : start + _ADD_ROWS]
             total = part.astype("float32").add_(y[start : start + _ADD_ROWS].astype("float32"))
             cuda_ops.cast(total, part)
-
-    def merge_columns(self, parts: Tensor) -> Tensor:
-        world, rows, columns = parts.shape
-        return parts.transpose([1, 0, 2]).reshape([rows, world * columns])

@@ -45,7 +45,3 @@ class TorchCpu(HostDevice):
 
     def add(self, x: Tensor, y: Tensor) -> None:
         x.add_(y)
-
-    def merge_columns(self, parts: Tensor) -> Tensor:
-        world, rows, columns = parts.shape
-        return parts.transpose(0, 1).reshape(rows, world * columns)

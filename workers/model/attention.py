@@ -5,6 +5,7 @@ from __future__ import annotations
 import cuda_ops
 from workers.batch import Batch
 from workers.device.base import Tensor
+from workers.kv_cache import KvCache
 from workers.model.context import Context
 from workers.model.weights import LayerWeights
 
@@ -18,7 +19,30 @@ class Attention:
         self._num_q_heads = share.num_q_heads
         self._head_dim = head_dim
         self._qkv_width = (share.num_q_heads + 2 * share.num_kv_heads) * head_dim
+        self._num_kv_heads = share.num_kv_heads
         self._scale = head_dim**-0.5
+        self._plan: cuda_ops.AttentionPlan | None = None
+
+    def begin(self, batch: Batch, kv: KvCache) -> None:
+        """Once per step, before the first layer: a GPU makes a list for all layers of who attends to what."""
+        context = self._context
+        if not context.device.is_gpu:
+            return
+        num_bytes = cuda_ops.attention_plan_bytes(
+            *batch.attention_tasks, batch.kv_lens.shape[0], self._num_kv_heads, self._head_dim
+        )
+        memory = context.workspace.take("attention.plan", (num_bytes,), "uint8")
+        self._plan = cuda_ops.AttentionPlan(memory, *batch.attention_tasks)
+        cuda_ops.plan_attention(
+            self._plan,
+            batch.block_tables,
+            batch.query_starts,
+            batch.kv_lens,
+            self._num_q_heads,
+            self._num_kv_heads,
+            self._head_dim,
+            kv.block_size,
+        )
 
     def run(
         self,
@@ -47,6 +71,7 @@ class Attention:
             batch.kv_lens,
             self._scale,
             heads,
+            self._plan,
         )
         context.device.linear(heads, weights.o_proj, out)
         context.device.all_reduce(out)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 import cuda_ops
 from workers.batch import Batch
 from workers.device.base import Tensor
@@ -36,6 +38,7 @@ class Decoder:
         self._rope = Rope(context)
         self._attention = Attention(context)
         self._mlp = Mlp(context)
+        self._shard_order: dict[int, Tensor] = {}  # rows of gathered logits, by number of samples
 
     def run(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> Tensor | None:
         """Compute the batch's tokens; returns their logits, or None when no chunk samples.
@@ -44,6 +47,7 @@ class Decoder:
         """
         context, eps, layers = self._context, self._context.model.rms_norm_eps, self._weights.layers
         residual = self._embed(batch, media)
+        self._attention.begin(batch, kv)
         cos_sin = self._rope.angles(batch.positions)
         x = context.take("decoder.normed", *residual.shape)
         out = context.take("decoder.out", *residual.shape)
@@ -99,4 +103,16 @@ class Decoder:
             return logits
         parts = context.workspace.take("logits.parts", (device.world, num_samples, columns), "float32")
         device.all_gather(logits, parts)
-        return device.merge_columns(parts) if device.rank == 0 else None
+        return self._side_by_side(parts) if device.rank == 0 else None
+
+    def _side_by_side(self, parts: Tensor) -> Tensor:
+        """Column shards [world, S, columns] in rank order -> [S, world * columns]."""
+        context, (world, num_samples, columns) = self._context, parts.shape
+        if num_samples not in self._shard_order:
+            order = np.arange(world * num_samples, dtype=np.int32).reshape(world, num_samples).T
+            self._shard_order[num_samples] = context.device.upload(np.ascontiguousarray(order.reshape(-1)))
+        whole = context.workspace.take("logits.whole", (num_samples, world * columns), "float32")
+        shards = context.device.view(whole, (num_samples * world, columns))
+        rows = context.device.view(parts, (world * num_samples, columns))
+        gather_rows(rows, self._shard_order[num_samples], shards)
+        return whole

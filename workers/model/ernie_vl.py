@@ -35,10 +35,10 @@ class ErnieVl:
         on_progress: Callable[[float], None] = no_progress,
     ) -> None:
         share = share_of(model, device.rank, device.world)
-        self._decoder = Decoder(
-            Context(device, model, share, dtype, Workspace(device), on_progress), weights.decoder
-        )
-        self._vision_context = Context(device, model, share, dtype, Workspace(device), on_progress)
+        self._new_context = lambda: Context(device, model, share, dtype, Workspace(device), on_progress)
+        self._weights = weights
+        self._decoder = self.new_decoder()
+        self._vision_context = self._new_context()
         self._encoder: Encoder | None = None
         if model.vision is not None and weights.vision is not None and weights.resampler is not None:
             self._encoder = Encoder(self._vision_context, model.vision, weights.vision)
@@ -47,6 +47,10 @@ class ErnieVl:
     def run(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> Tensor | None:
         """Compute a batch; returns logits as Decoder.run does."""
         return self._decoder.run(batch, media, kv)
+
+    def new_decoder(self) -> Decoder:
+        """The same decoder with buffers of its own."""
+        return Decoder(self._new_context(), self._weights.decoder)
 
     def encode(self, patches: PatchBatch, frames_per_item: list[int], out: Tensor) -> None:
         """Patches of several media items (or runs of their frames) -> features in item order, out [R, H].

@@ -28,10 +28,13 @@ class Mlp:
 
     def _dense(self, weights: DenseWeights, x: Tensor, out: Tensor) -> None:
         device, rows = self._context.device, x.shape[0]
-        up_gate = self._context.take("mlp.up_gate", rows, weights.up_gate.out_features)
-        device.linear(x, weights.up_gate, up_gate)
         activated = self._context.take("mlp.activated", rows, weights.down.in_features)
-        cuda_ops.silu_mul(up_gate, activated)
+        if isinstance(weights.up_gate, cuda_ops.TiledWeight):  # gated: it activates what it multiplies
+            device.linear(x, weights.up_gate, activated)
+        else:
+            up_gate = self._context.take("mlp.up_gate", rows, weights.up_gate.out_features)
+            device.linear(x, weights.up_gate, up_gate)
+            cuda_ops.silu_mul(up_gate, activated)
         device.linear(activated, weights.down, out)
 
     def _experts(self, weights: MoeWeights, x: Tensor, token_types: Tensor, out: Tensor) -> None:

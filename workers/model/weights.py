@@ -9,7 +9,7 @@ dtype (fp32 or bf16).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -17,24 +17,27 @@ from typing import TYPE_CHECKING, Any
 from workers.device.base import BYTES_PER_ELEMENT, Tensor
 
 if TYPE_CHECKING:
-    from cuda_ops import Weight
+    from cuda_ops import TiledWeight, Weight
+
+    Matrix = Weight | TiledWeight  # a GPU's decoder has tiled ones (workers/tiling.py)
+    Pools = Sequence[tuple[Weight, Weight]] | Sequence[tuple[TiledWeight, TiledWeight]]
 
 
 @dataclass(slots=True)
 class DenseWeights:
     """A SwiGLU block of one local width I (a dense layer, or the shared experts fused into one)."""
 
-    up_gate: Weight  # [2*I, H], gate rows first, then up rows
-    down: Weight  # [H, I]
+    up_gate: Matrix  # [2*I, H], gate rows first, then up rows
+    down: Matrix  # [H, I]
 
 
 @dataclass(slots=True)
 class MoeWeights:
     """The experts of one layer. Pool 0 is text, pool 1 vision; their widths differ."""
 
-    router: Tensor  # [P, E, H] fp32
+    router: Tensor  # [P, E, H] fp32; tiled on a GPU
     bias: Tensor  # [P, E] fp32, only selects experts, never weighs them; zeros if the checkpoint has none
-    pools: list[tuple[Weight, Weight]]  # per pool: up_gate [E, 2*mi, H] (gate first), down [E, H, mi]
+    pools: Pools  # per pool: up_gate [E, 2*mi, H] (gate first), down [E, H, mi]
     shared: DenseWeights | None  # read by all tokens of both pools
 
 
@@ -42,15 +45,15 @@ class MoeWeights:
 class LayerWeights:
     input_norm: Tensor  # [H] T
     post_attention_norm: Tensor  # [H] T
-    qkv: Weight  # [(nq + 2*nkv) * hd, H] of this rank's heads, rows Q | K | V
-    o_proj: Weight  # [H, nq * hd]
+    qkv: Matrix  # [(nq + 2*nkv) * hd, H] of this rank's heads, rows Q | K | V
+    o_proj: Matrix  # [H, nq * hd]
     mlp: DenseWeights | MoeWeights
 
 
 @dataclass(slots=True)
 class DecoderWeights:
     embed_tokens: Tensor  # [V_local, H] T, rows rank*V_local and up; rows beyond the vocabulary are zeros
-    lm_head: Weight  # [V_local, H]; shares memory with embed_tokens when tied
+    lm_head: Matrix  # [V_local, H]; shares memory with embed_tokens when tied
     norm: Tensor  # [H] T
     layers: list[LayerWeights]
 
