@@ -15,6 +15,7 @@ usage: ./run.sh [serve] [flags]     start the server (the default); ./run.sh ser
        ./run.sh test [pytest args]  run the tests
        ./run.sh check               ruff, mypy and clang-format, changing nothing
        ./run.sh bench [name]        run one benchmark of tests/bench, or list them
+       ./run.sh eval [--quick]      score the demo model over the API: every skill, bf16, wint8 and wint4, TP 1 and 8
 
 variables
   OCTET_PYTHON        interpreter for the virtual environment (default: a python3 of at least 3.10)
@@ -121,6 +122,13 @@ bench() {
   exec "$venv/bin/python" -m "tests.bench.bench_$name" "${@:2}"
 }
 
+evaluate() {
+  install "$(join_extras demo)"
+  build_ops
+  cd "$here"
+  exec "$venv/bin/python" -m tests.bench.bench_eval "$@"
+}
+
 # The folders of this project are the import roots, whatever folder the caller stands in.
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 
@@ -132,6 +140,7 @@ case "${1:-}" in
   test) shift; run_tests "$@" ;;
   check) shift; check ;;
   bench) shift; bench "$@" ;;
+  eval) shift; evaluate "$@" ;;
   help | -h) usage ;;
   --help) usage; printf '\n'; serve --help ;;
   '' | -*) serve "$@" ;;

@@ -35,8 +35,12 @@ class Server:
         self.model: str = self._call("/v1/models")["data"][0]["id"]
 
     def answer(self, sample: Sample) -> str:
-        body = self._call("/v1/chat/completions", chat_request(sample, self.model))
-        return written_text(body["choices"][0]["message"])
+        return self.answer_to(chat_request(sample, self.model))
+
+    def answer_to(self, body: dict[str, Any]) -> str:
+        """What the model wrote, reasoning first, for the body of a chat request."""
+        answer = self._call("/v1/chat/completions", body)
+        return written_text(answer["choices"][0]["message"])
 
     def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Raises RuntimeError with the server's own words when it refuses."""
