@@ -19,7 +19,7 @@ from api.params import (
 )
 from api.prompt import Prompt
 from api.render import ChatRenderer
-from api.routes.common import answer, make_work, read_chunk_usage, read_request, read_stop_rule
+from api.routes.common import answer, make_work, read_extras, read_request, read_stop_rule
 from api.schema import BodyDecoder, ChatRequest
 from api.services import SERVICES, Services
 from api.tools import ToolUse, read_tools
@@ -34,14 +34,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     with services.admission.slot():
         chat: ChatRequest = await read_request(request, _decoder, services)
         generation = await _prepare(request, services, chat, arrival)
-        renderer = ChatRenderer(
-            generation,
-            services.tokenizer,
-            usage=read_chunk_usage(chat),
-            logprobs=bool(chat.logprobs),
-            token_ids=bool(chat.return_token_ids),
-            timings=bool(chat.timings),
-        )
+        extras = read_extras(chat, logprobs=bool(chat.logprobs))
+        renderer = ChatRenderer(generation, services.tokenizer, extras)
         return await answer(request, services, generation, renderer, chat.stream)
 
 

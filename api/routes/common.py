@@ -14,7 +14,7 @@ from api.middleware import warn
 from api.params import check_supported, read_stop_strings
 from api.prompt import Prompt
 from api.reasoning import Parts
-from api.render import ChunkUsage, Renderer
+from api.render import Extras, Renderer
 from api.schema import BodyDecoder, GenerationRequest
 from api.services import Services
 from api.stop_strings import StopStrings
@@ -49,11 +49,15 @@ def read_stop_rule(parsed: GenerationRequest, sampling: SamplingParams) -> StopR
     return StopRule(StopStrings(stops), bool(parsed.include_stop_str_in_output), sampling.min_tokens)
 
 
-def read_chunk_usage(parsed: GenerationRequest) -> ChunkUsage:
+def read_extras(parsed: GenerationRequest, *, logprobs: bool) -> Extras:
     options = parsed.stream_options
-    if options is None:
-        return ChunkUsage()
-    return ChunkUsage(include=bool(options.include_usage), continuous=bool(options.continuous_usage_stats))
+    return Extras(
+        usage=options is not None and bool(options.include_usage),
+        continuous_usage=options is not None and bool(options.continuous_usage_stats),
+        logprobs=logprobs,
+        token_ids=bool(parsed.return_token_ids),
+        timings=bool(parsed.timings),
+    )
 
 
 def make_work(

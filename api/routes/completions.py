@@ -13,7 +13,7 @@ from api.guides import read_form
 from api.params import fit_to_context, read_num_choices, read_sampling, read_scheduling, with_guide
 from api.reasoning import ContentOnly
 from api.render import TextRenderer
-from api.routes.common import answer, make_work, read_chunk_usage, read_request, read_stop_rule
+from api.routes.common import answer, make_work, read_extras, read_request, read_stop_rule
 from api.schema import BodyDecoder, CompletionRequest
 from api.services import SERVICES, Services
 from api.trace import TRACE
@@ -30,15 +30,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     with services.admission.slot():
         completion: CompletionRequest = await read_request(request, _decoder, services)
         generation = await _prepare(request, services, completion, arrival)
-        renderer = TextRenderer(
-            generation,
-            services.tokenizer,
-            usage=read_chunk_usage(completion),
-            logprobs=completion.logprobs is not None,
-            token_ids=bool(completion.return_token_ids),
-            timings=bool(completion.timings),
-            echo=bool(completion.echo),
-        )
+        extras = read_extras(completion, logprobs=completion.logprobs is not None)
+        renderer = TextRenderer(generation, services.tokenizer, extras, echo=bool(completion.echo))
         return await answer(request, services, generation, renderer, completion.stream)
 
 
