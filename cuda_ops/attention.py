@@ -76,6 +76,8 @@ def paged_attention(
     scale: float,
     out: Tensor,
     plan: AttentionPlan | None = None,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> None:
     """Write causal softmax(q k^T * scale) v of every sequence of the batch into out.
 
@@ -84,14 +86,18 @@ def paged_attention(
     tokens included · out [M, nq*hd]
     Query i of a sequence sits at position kv_len - num_queries + i. Slots beyond kv_len are never read. KV is
     taken in segments of 256 positions from the sequence's start, so chunking a prompt changes no bit.
-    On a GPU: all bf16, hd 32, 64 or 128, and the plan that plan_attention filled for this batch.
+    k_scales, v_scales [num_blocks, nkv, block_size] bf16 come with int8 caches, as rope_write_kv writes them.
+    On a GPU: q, out and plain caches bf16, hd 32, 64 or 128, and the plan that plan_attention filled for this
+    batch.
     """
     if plan is None:
-        library.paged_attention(q, k_cache, v_cache, block_tables, query_starts, kv_lens, scale, out)
+        library.paged_attention(
+            q, k_cache, v_cache, block_tables, query_starts, kv_lens, scale, out, k_scales, v_scales
+        )
     else:
         device_library.paged_attention_planned(
             q, k_cache, v_cache, block_tables, query_starts, kv_lens, scale, out,
-            plan.short_tasks, plan.long_tasks, plan.memory,
+            plan.short_tasks, plan.long_tasks, plan.memory, k_scales, v_scales,
         )  # fmt: skip
 
 

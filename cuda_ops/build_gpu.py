@@ -57,9 +57,7 @@ def architectures() -> tuple[str, ...]:
     asked = tuple(os.environ.get("OCTET_GPU_ARCHS", "").replace(",", " ").split()) or ARCHITECTURES
     for one in asked:
         if not one.isdigit() or int(one) < 80:
-            raise BuildError(
-                f"OCTET_GPU_ARCHS names {one!r}; it must be 80 (A100) or newer, as in '80 90'."
-            )
+            raise BuildError(f"OCTET_GPU_ARCHS names {one!r}; it must be 80 (A100) or newer, as in '80 90'.")
     return asked
 
 

@@ -16,15 +16,23 @@ def rope_angles(positions: Tensor, axis: Tensor, inv_freq: Tensor, cos_sin: Tens
 
 
 def rope_write_kv(
-    qkv: Tensor, cos_sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor, q_out: Tensor
+    qkv: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    q_out: Tensor,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> None:
     """Rotate q and k by adjacent pairs (2i, 2i+1); write q to q_out, k and v to their cache slots.
 
     qkv [M, (nq+2nkv)*hd] fp32|bf16, each row Q then K then V · cos_sin [M, hd/2, 2] fp32 from rope_angles
     slots [M] int32 = block_id * block_size + offset · k_cache, v_cache [num_blocks, nkv, block_size, hd]
     q_out [M, nq, hd]; all of qkv's type
+    int8 caches come with k_scales, v_scales [num_blocks, nkv, block_size] bf16, written as README.md says
     """
-    library.rope_write_kv(qkv, cos_sin, slots, k_cache, v_cache, q_out)
+    library.rope_write_kv(qkv, cos_sin, slots, k_cache, v_cache, q_out, k_scales, v_scales)
 
 
 def vision_rope(qkv: Tensor, row_col: Tensor, theta: float) -> None:

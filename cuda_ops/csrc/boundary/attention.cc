@@ -8,8 +8,10 @@ namespace octet {
 namespace {
 
 void paged_attention(TensorView q, TensorView k_cache, TensorView v_cache, TensorView block_tables,
-                     TensorView query_starts, TensorView kv_lens, double scale, TensorView out) {
+                     TensorView query_starts, TensorView kv_lens, double scale, TensorView out,
+                     Optional<TensorView> k_scales, Optional<TensorView> v_scales) {
   Checks check("paged_attention");
+  check.require(!k_scales.has_value() && !v_scales.has_value(), "an int8 cache has no CPU body yet");
   Dim M("M"), nq("nq"), nkv("nkv"), hd("hd"), blocks("num_blocks"), size("block_size"), S("S"), B("B");
   check(q, "q", {&M, &nq, &hd}, kActivation);
   check(k_cache, "k_cache", {&blocks, &nkv, &size, &hd}, kActivation);

@@ -17,8 +17,10 @@ void rope_angles(TensorView positions, TensorView axis, TensorView inv_freq, Ten
 }
 
 void rope_write_kv(TensorView qkv, TensorView cos_sin, TensorView slots, TensorView k_cache,
-                   TensorView v_cache, TensorView q_out) {
+                   TensorView v_cache, TensorView q_out, Optional<TensorView> k_scales,
+                   Optional<TensorView> v_scales) {
   Checks check("rope_write_kv");
+  check.require(!k_scales.has_value() && !v_scales.has_value(), "an int8 cache has no CPU body yet");
   Dim M("M"), nq("nq"), nkv("nkv"), hd("hd"), blocks("num_blocks"), size("block_size"), two(2);
   check(q_out, "q_out", {&M, &nq, &hd}, kActivation);
   check(k_cache, "k_cache", {&blocks, &nkv, &size, &hd}, kActivation);

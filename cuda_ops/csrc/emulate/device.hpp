@@ -345,6 +345,13 @@ inline int __ffs(int bits) {
 inline int __clz(int bits) {
   return bits ? __builtin_clz(unsigned(bits)) : 32;
 }
+// Byte i of the result is byte (selector >> 4 i & 7) of the eight bytes of high:low.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const std::uint64_t bytes = std::uint64_t(high) << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= unsigned(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return result;
+}
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return unsigned(std::uint64_t(a) * b >> 32);
 }

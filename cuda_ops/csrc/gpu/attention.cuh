@@ -2,6 +2,7 @@
 //
 // What is shared by paged_attention.cu (causal, KV in blocks) and segment_attention.cu (whole segments): how
 // tiles lie in shared memory, the two products, the running softmax, and how partial results are merged.
+// Tiles of int8 keys and values are in attention_int8.cuh.
 //
 //   S = Q K^T (mma; K is read with the columns in the order in which a lane holds Q, see tiles.cuh)
 //   m' = max(m, max S), P = exp2(S - m'), l = l exp2(m - m') + sum P, O = O exp2(m - m') + P V
@@ -108,29 +109,78 @@ struct Merge {
   }
 };
 
-// One tile: keys and values in shared memory, `visible[r]` keys of it seen by row g + 8 r.
+// A tile of bf16 keys and values in shared memory, as attend_tile uses it.
 template <int head_dim>
-__device__ __forceinline__ void attend_tile(const Queries<head_dim>& q, const unsigned char* keys,
-                                            const unsigned char* values, const int (&visible)[2],
-                                            float scale_log2, Running<head_dim>& run) {
+struct PlainTile {
   using Layout = TileLayout<head_dim>;
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  float s[kTile / 8][4];
-#pragma unroll
-  for (int n = 0; n < kTile / 8; ++n) {
-    s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
-    const int row = n * 8 + g;
+  static constexpr int bytes = 2 * Layout::bytes;  // of one stage
+
+  const unsigned char *keys, *values;
+
+  __device__ PlainTile(const unsigned char* stage, int) : keys(stage), values(stage + Layout::bytes) {}
+
+  // s = scores of keys [8 n, 8 n + 8)
+  __device__ __forceinline__ void score(const Queries<head_dim>& q, int n, float (&s)[4]) const {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, row = n * 8 + g;
 #pragma unroll
     for (int c = 0; c < head_dim / 32; ++c) {
       const uint4 k = *reinterpret_cast<const uint4*>(keys + Layout::key(row, c * 4 + t));
-      ptx::mma(s[n], q.whole[c][0], {k.x, k.y});
-      ptx::mma(s[n], q.whole[c][1], {k.z, k.w});
+      ptx::mma(s, q.whole[c][0], {k.x, k.y});
+      ptx::mma(s, q.whole[c][1], {k.z, k.w});
     }
     if (head_dim % 32 != 0) {
       const auto* piece = keys + Layout::key(row, head_dim / 32 * 4 + t / 2) + t % 2 * 8;
       const uint2 k = *reinterpret_cast<const uint2*>(piece);
-      ptx::mma(s[n], q.rest, {k.x, k.y});
+      ptx::mma(s, q.rest, {k.x, k.y});
     }
+  }
+
+  // What the probabilities of keys 8 n + 2 t and the next are multiplied by before they meet the values.
+  __device__ __forceinline__ float2 value_scales(int) const { return make_float2(1, 1); }
+  static constexpr bool has_scales = false;
+
+  // out += p @ values of keys [16 k, 16 k + 16). out[n] are columns [8 n, 8 n + 8): a lane has 2 t and the
+  // next.
+  __device__ __forceinline__ void add_values(const uint32_t (&p)[4], int k,
+                                             float (&out)[head_dim / 8][4]) const {
+    const int lane = threadIdx.x % 32, row = k * 16 + lane % 16;
+#pragma unroll
+    for (int n = 0; n < head_dim / 8; n += 2) {
+      uint32_t v[4];
+      ptx::ldmatrix_x4_trans(v, values + Layout::value(row, n + lane / 16));
+      ptx::mma(out[n], p, {v[0], v[1]});
+      ptx::mma(out[n + 1], p, {v[2], v[3]});
+    }
+  }
+
+  // The values out[..][2 r] and out[..][2 r + 1] of a lane, bf16 times `factor`, to a row of the result.
+  __device__ static void store(const float (&v)[head_dim / 8][2], float factor, bf16* row) {
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < head_dim / 8; ++n) {
+      *reinterpret_cast<uint32_t*>(row + n * 8 + t * 2) = pack_bf16x2(v[n][0] * factor, v[n][1] * factor);
+    }
+  }
+  __device__ static void store(const float (&v)[head_dim / 8][2], float* row) {
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < head_dim / 8; ++n) {
+      *reinterpret_cast<float2*>(row + n * 8 + t * 2) = make_float2(v[n][0], v[n][1]);
+    }
+  }
+};
+
+// One tile, `visible[r]` keys of it seen by row g + 8 r.
+template <int head_dim, class Tile>
+__device__ __forceinline__ void attend_tile(const Queries<head_dim>& q, const Tile& tile,
+                                            const int (&visible)[2], float scale_log2,
+                                            Running<head_dim>& run) {
+  const int t = threadIdx.x % 4;
+  float s[kTile / 8][4];
+#pragma unroll
+  for (int n = 0; n < kTile / 8; ++n) {
+    s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+    tile.score(q, n, s[n]);
   }
 
 #pragma unroll
@@ -167,19 +217,20 @@ __device__ __forceinline__ void attend_tile(const Queries<head_dim>& q, const un
     }
   }
 
+  if (Tile::has_scales) {
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) {
+      const float2 scale = tile.value_scales(n);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] = __fmul_rn(s[n][i], i % 2 ? scale.y : scale.x);
+    }
+  }
 #pragma unroll
   for (int k = 0; k < kTile / 16; ++k) {
     const uint32_t p[4] = {pack_bf16x2(s[2 * k][0], s[2 * k][1]), pack_bf16x2(s[2 * k][2], s[2 * k][3]),
                            pack_bf16x2(s[2 * k + 1][0], s[2 * k + 1][1]),
                            pack_bf16x2(s[2 * k + 1][2], s[2 * k + 1][3])};
-    const int row = k * 16 + lane % 16;
-#pragma unroll
-    for (int n = 0; n < head_dim / 8; n += 2) {
-      uint32_t v[4];
-      ptx::ldmatrix_x4_trans(v, values + Layout::value(row, n + lane / 16));
-      ptx::mma(run.out[n], p, {v[0], v[1]});
-      ptx::mma(run.out[n + 1], p, {v[2], v[3]});
-    }
+    tile.add_values(p, k, run.out);
   }
 }
 

@@ -96,6 +96,20 @@ Status paged_attention(Stream stream, const void* q, const void* k_cache, const 
                        const octet::cpu::PagedBatch& batch, float scale, void* out, int64_t m,
                        int64_t num_heads, const octet::cpu::KvShape& kv, const AttentionLimits& limits,
                        void* workspace);
+
+// The same over a cache of int8 (README.md of cuda_ops says how it is rounded); scales 16-byte aligned.
+struct Int8Caches {
+  int8_t *k, *v;              // [num_blocks, num_kv_heads, block_size, head_dim]
+  BF16 *k_scales, *v_scales;  // [num_blocks, num_kv_heads, block_size]
+};
+Status rope_write_int8(Stream stream, const void* qkv, const float* cos_sin, const int32_t* slots,
+                       const Int8Caches& caches, void* q_out, int64_t m, int64_t num_heads,
+                       const octet::cpu::KvShape& kv);
+Status paged_attention_int8(Stream stream, const void* q, const Int8Caches& caches,
+                            const octet::cpu::PagedBatch& batch, float scale, void* out, int64_t m,
+                            int64_t num_heads, const octet::cpu::KvShape& kv, const AttentionLimits& limits,
+                            void* workspace);
+
 Status segment_attention(Stream stream, const void* qkv, const int32_t* segment_starts, int64_t num_segments,
                          float scale, void* out, int64_t p, int64_t heads, int64_t head_dim);
 

@@ -12,22 +12,13 @@
 //   source  the model's quantisation rules                        twin  cpu/quantize.cc
 //   speed   not yet measured
 
-#include "elements.cuh"
 #include "launchers.h"
+#include "quantize.cuh"
 
 namespace octet::gpu {
 namespace {
 
 constexpr int kThreads = 256;
-
-__device__ bf16 scale_for(float magnitude, float limit) {
-  const bf16 scale = __float2bfloat16(magnitude / limit);
-  return __bfloat162float(scale) > 0 ? scale : __float2bfloat16(1.0f);
-}
-
-__device__ int quantized(float w, float scale, float limit) {
-  return int(fminf(fmaxf(roundf(w / scale), -limit), limit));  // roundf: halves away from zero
-}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)

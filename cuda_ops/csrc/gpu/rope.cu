@@ -2,20 +2,21 @@
 //
 //   rope_angles    angle[m, i] = positions[axis[i], m] * inv_freq[i]; cos_sin holds its cosine and sine
 //   rope_write_kv  adjacent pairs (2i, 2i + 1) of q and k turned by angle i; k and v go to their slot
+//   rope_write_int8  the same into a cache of int8: k (turned) and v with a scale per token and head
 //   vision_rope    pairs (d, d + head_dim / 2), in place: row angles for the first half of d, then column
 //                  angles; angle j of an axis is position * theta^(-2j / (head_dim / 2))
 //
 //   bytes   qkv read once, q, k, v written once   -> bandwidth bound; cos_sin is shared by all heads (L1)
 //   map     rope_write_kv: a thread per eight values, grid over all rows; the others a thread per pair
 //   needs   head_dim % 8 == 0 (vision: % 4), 16-byte aligned rows; slots inside the cache or -1; M may be 0
-//   order   no sums: each element depends on its pair alone
+//   order   no sums: each element depends on its pair alone (int8: and on its head's largest)
 //   source  Su et al. 2021, arXiv:2104.09864                      twin  cpu/rope.cc
 //   speed   not yet measured
 
 #include <cmath>
 
-#include "elements.cuh"
 #include "launchers.h"
+#include "quantize.cuh"
 
 namespace octet::gpu {
 namespace {
@@ -50,6 +51,12 @@ __device__ __forceinline__ Eight turned(const Eight& x, const Eight& cos_sin) {
   return y;
 }
 
+// The cache row of a slot and KV head, in head_dim elements.
+__device__ __forceinline__ int64_t cache_row(const RopeShape& shape, int slot, int kv_head) {
+  const int64_t block = slot / shape.block_size, offset = slot % shape.block_size;
+  return (block * shape.num_kv_heads + kv_head) * shape.block_size + offset;
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     rope_write_kv_kernel(const T* qkv, const float* cos_sin, const int32_t* slots, T* k_cache, T* v_cache,
@@ -69,10 +76,46 @@ __global__ void __launch_bounds__(kThreads)
   const int slot = slots[row];
   if (slot < 0) return;
   T* cache = kv_head < shape.num_kv_heads ? k_cache : v_cache;
-  const int64_t block = slot / shape.block_size, offset = slot % shape.block_size;
-  const int64_t place =
-      (block * shape.num_kv_heads + kv_head % shape.num_kv_heads) * shape.block_size + offset;
-  store_eight(cache + place * shape.head_dim + d, v);
+  store_eight(cache + cache_row(shape, slot, kv_head % shape.num_kv_heads) * shape.head_dim + d, v);
+}
+
+// head_dim / 8 neighbouring lanes hold one head: they agree on its largest value. No lane leaves early.
+__global__ void __launch_bounds__(kThreads)
+    rope_write_int8_kernel(const bf16* qkv, const float* cos_sin, const int32_t* slots,
+                           const Int8Caches caches, bf16* q_out, int64_t num_pieces, RopeShape shape) {
+  const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t piece = min(index, num_pieces - 1);
+  const int width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
+  const int64_t row = piece * 8 / width;
+  const int column = int(piece * 8 % width), head = column / shape.head_dim, d = column % shape.head_dim;
+  Eight v = load_eight(qkv + row * width + column);
+  const int kv_head = head - shape.num_heads, lanes = shape.head_dim / 8;
+  if (kv_head < shape.num_kv_heads) v = turned(v, load_eight(cos_sin + row * shape.head_dim + d));
+  float largest = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) largest = fmaxf(largest, fabsf(v.value[j]));
+  for (int step = lanes / 2; step > 0; step /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
+  }
+  if (index >= num_pieces) return;
+  if (kv_head < 0) {
+    store_eight(q_out + (row * shape.num_heads + head) * shape.head_dim + d, v);
+    return;
+  }
+  const int slot = slots[row];
+  if (slot < 0) return;
+  const bool is_key = kv_head < shape.num_kv_heads;
+  const int64_t place = cache_row(shape, slot, kv_head % shape.num_kv_heads);
+  const bf16 stored = scale_for(largest, 127);
+  const float scale = __bfloat162float(stored);
+  if (d == 0) reinterpret_cast<bf16*>(is_key ? caches.k_scales : caches.v_scales)[place] = stored;
+  uint32_t words[2] = {0, 0};
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    words[j / 4] |= uint32_t(quantized(v.value[j], scale, 127) & 255) << (j % 4 * 8);
+  }
+  int8_t* cache = is_key ? caches.k : caches.v;
+  *reinterpret_cast<uint2*>(cache + place * shape.head_dim + d) = make_uint2(words[0], words[1]);
 }
 
 template <class T>
@@ -116,6 +159,19 @@ Status rope_write_kv(Stream stream, DType type, const void* qkv, const float* co
                   static_cast<T*>(k_cache), static_cast<T*>(v_cache), static_cast<T*>(q_out), num_pieces,
                   shape);
   });
+}
+
+Status rope_write_int8(Stream stream, const void* qkv, const float* cos_sin, const int32_t* slots,
+                       const Int8Caches& caches, void* q_out, int64_t m, int64_t num_heads,
+                       const octet::cpu::KvShape& kv) {
+  if (kv.head_dim < 8 || kv.head_dim > 256 || kv.head_dim & (kv.head_dim - 1))
+    return "head_dim must be a power of two from 8 to 256 for an int8 cache";
+  const RopeShape shape{int(num_heads), int(kv.num_kv_heads), int(kv.head_dim), int(kv.block_size)};
+  const int64_t num_pieces = m * (num_heads + 2 * kv.num_kv_heads) * kv.head_dim / 8;
+  if (num_pieces == 0) return nullptr;
+  return launch({"rope_write_int8", dim3(unsigned(ceil_div(num_pieces, kThreads))), kThreads, 0, stream},
+                rope_write_int8_kernel, static_cast<const bf16*>(qkv), cos_sin, slots, caches,
+                static_cast<bf16*>(q_out), num_pieces, shape);
 }
 
 Status vision_rope(Stream stream, DType type, void* qkv, const int32_t* row_col, float theta, int64_t p,

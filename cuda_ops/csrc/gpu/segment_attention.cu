@@ -89,9 +89,9 @@ __global__ void __launch_bounds__(kThreads)
                           stages + (1 - slot) * 2 * Layout::bytes);
     }
     ptx::copy_async_commit();
-    const unsigned char* stage = stages + slot * 2 * Layout::bytes;
+    const PlainTile<head_dim> tile(stages + slot * 2 * Layout::bytes, kTile);
     const int seen[2] = {place.end - position, place.end - position};
-    attend_tile(queries, stage, stage + Layout::bytes, seen, shape.scale_log2, run);
+    attend_tile(queries, tile, seen, shape.scale_log2, run);
   }
   run.finish();
 #pragma unroll

@@ -5,14 +5,23 @@
 namespace octet {
 namespace {
 
-// The caches of one layer: their geometry.
+// The caches of one layer: their geometry, and whether they are int8 with scales.
 struct Caches {
   Dim blocks{"num_blocks"}, nkv{"nkv"}, size{"block_size"}, hd{"hd"};
+  bool is_int8;
+  gpu::Int8Caches int8{};
 
-  Caches(const Checks& check, const TensorView& k, const TensorView& v) {
-    check(k, "k_cache", {&blocks, &nkv, &size, &hd}, kActivation);
-    check(v, "v_cache", {&blocks, &nkv, &size, &hd}, kActivation);
+  Caches(const Checks& check, const TensorView& k, const TensorView& v, const Optional<TensorView>& k_scales,
+         const Optional<TensorView>& v_scales)
+      : is_int8(k_scales.has_value()) {
+    const unsigned types = is_int8 ? unsigned(kInt8) : unsigned(kActivation);
+    check(k, "k_cache", {&blocks, &nkv, &size, &hd}, types)(v, "v_cache", {&blocks, &nkv, &size, &hd}, types);
     check.same_type(k, "k_cache", v, "v_cache");
+    check.require(is_int8 == v_scales.has_value(), "k_scales and v_scales come together");
+    if (!is_int8) return;
+    check(*k_scales, "k_scales", {&blocks, &nkv, &size}, kBFloat16);
+    check(*v_scales, "v_scales", {&blocks, &nkv, &size}, kBFloat16);
+    int8 = {data_of<int8_t>(k), data_of<int8_t>(v), data_of<BF16>(*k_scales), data_of<BF16>(*v_scales)};
   }
   cpu::KvShape shape() const { return {blocks, nkv, size, hd}; }
 };
@@ -38,15 +47,22 @@ void* check_plan(const Checks& check, const TensorView& memory, const gpu::Atten
 }
 
 void rope_write_kv(TensorView qkv, TensorView cos_sin, TensorView slots, TensorView k_cache,
-                   TensorView v_cache, TensorView q_out) {
+                   TensorView v_cache, TensorView q_out, Optional<TensorView> k_scales,
+                   Optional<TensorView> v_scales) {
   Checks check("rope_write_kv");
-  const Caches kv(check, k_cache, v_cache);
+  const Caches kv(check, k_cache, v_cache, k_scales, v_scales);
   Dim M("M"), nq("nq"), hd("hd", kv.hd), two(2);
   check(q_out, "q_out", {&M, &nq, &hd}, kActivation);
   Dim width("(nq+2nkv)*hd", (nq + 2 * kv.nkv) * hd), pairs("hd/2", hd / 2);
   check(qkv, "qkv", {&M, &width}, kActivation)(cos_sin, "cos_sin", {&M, &pairs, &two}, kFloat32);
   check(slots, "slots", {&M}, kInt32);
   check.same_type(qkv, "qkv", q_out, "q_out");
+  if (kv.is_int8) {
+    check.require(dtype_of(qkv) == DType::bfloat16, "an int8 cache takes bfloat16 qkv");
+    check.done(gpu::rope_write_int8(current_stream(), data_of(qkv), data_of<float>(cos_sin),
+                                    data_of<int32_t>(slots), kv.int8, data_of(q_out), M, nq, kv.shape()));
+    return;
+  }
   check.same_type(qkv, "qkv", k_cache, "k_cache");
   check.done(gpu::rope_write_kv(current_stream(), dtype_of(qkv), data_of(qkv), data_of<float>(cos_sin),
                                 data_of<int32_t>(slots), data_of(k_cache), data_of(v_cache), data_of(q_out),
@@ -68,17 +84,23 @@ void plan_attention(TensorView block_tables, TensorView query_starts, TensorView
 
 void paged_attention(TensorView q, TensorView k_cache, TensorView v_cache, TensorView block_tables,
                      TensorView query_starts, TensorView kv_lens, double scale, TensorView out,
-                     int64_t short_tasks, int64_t long_tasks, TensorView memory) {
+                     int64_t short_tasks, int64_t long_tasks, TensorView memory,
+                     Optional<TensorView> k_scales, Optional<TensorView> v_scales) {
   Checks check("paged_attention");
-  const Caches kv(check, k_cache, v_cache);
+  const Caches kv(check, k_cache, v_cache, k_scales, v_scales);
   Dim M("M"), nq("nq"), hd("hd", kv.hd);
   check(q, "q", {&M, &nq, &hd}, kBFloat16);
   Dim width("nq*hd", nq * hd);
   check(out, "out", {&M, &width}, kBFloat16);
-  check.same_type(q, "q", k_cache, "k_cache");
+  if (!kv.is_int8) check.same_type(q, "q", k_cache, "k_cache");
   const cpu::PagedBatch batch = check_batch(check, block_tables, query_starts, kv_lens);
   const gpu::AttentionLimits limits{short_tasks, long_tasks};
   void* plan = check_plan(check, memory, limits, batch.num_sequences, kv.shape());
+  if (kv.is_int8) {
+    check.done(gpu::paged_attention_int8(current_stream(), data_of(q), kv.int8, batch, float(scale),
+                                         data_of(out), M, nq, kv.shape(), limits, plan));
+    return;
+  }
   check.done(gpu::paged_attention(current_stream(), data_of(q), data_of(k_cache), data_of(v_cache), batch,
                                   float(scale), data_of(out), M, nq, kv.shape(), limits, plan));
 }
