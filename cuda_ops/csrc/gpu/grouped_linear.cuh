@@ -152,9 +152,10 @@ class Loader {
     column_tile_ = warp();
     __syncwarp();  // the rows of the task before were read
     for (int i = lane(); i < Shape::tokens; i += 32) {
-      int row = -1;
-      if (i < task_.num_rows) row = task_.first_row + i;
-      if (p.inputs) {
+      int row = task_.first_row + i;
+      if (i >= task_.num_rows) {
+        row = -1;  // reads nothing
+      } else if (p.inputs) {
         row = p.inputs[row] / p.input_divisor;
       } else if (!p.starts) {
         row = (row - task_.group * p.num_rows) * p.num_groups + task_.group;
