@@ -32,7 +32,7 @@ class SamplingBatch:
     banned: Tensor  # [B] int32; ids a row may not choose now
     banned_starts: Tensor  # [S+1] int32 into banned
     allowed_bits: Tensor  # [ceil(V/32)] int32; bit id % 32 of word id / 32; 1: may ever be generated
-    row_bits: Tensor | None = None  # [S, ceil(V/32)] int32; likewise, what each row may choose now; CPU only
+    row_bits: Tensor | None = None  # [S, ceil(V/32)] int32; likewise, what each row may choose now
 
 
 _FIELDS = [field.name for field in fields(SamplingBatch)]

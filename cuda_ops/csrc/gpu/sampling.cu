@@ -1,7 +1,8 @@
 // gpu/sampling.cu   The next token of every row, and its log-probabilities
 //
 //   logits [S, V] fp32, disallowed ids become -inf   ->   token_ids, logprobs [S], top_ids, top_logprobs [S,
-//   n] steps   allowed ids, log-softmax, penalties, bans, temperature, top-k, top-p, min-p, Gumbel-max
+//   n] steps   allowed ids, log-softmax, penalties, bans and row bits, temperature, top-k, top-p, min-p,
+//   Gumbel-max
 //
 //   bytes   4 V per row and pass: three passes for a plain draw, seven more for top-k, as many for top-p. A
 //           row (414 KB at V = 103,424) stays in L2, so a pass is bound by what one SM takes from it
@@ -56,11 +57,13 @@ __device__ float gumbel(uint32_t word) {
 // The logits of one row with the request's changes, made anew at every look.
 struct Row {
   const float* logits;
-  const uint32_t* counts;  // [V], null if nothing is changed
+  const uint32_t* counts;  // [V], null if nothing is counted
+  const int32_t* bits;     // [V / 32], what this row may choose; null: everything
   float repetition, presence, frequency, temperature;
 
   __device__ float changed(int id) const {
     float logit = logits[id];
+    if (bits && !(uint32_t(bits[id / 32]) >> (id % 32) & 1u)) return -INFINITY;
     if (!counts) return logit;
     const uint32_t count = counts[id];
     if (count & kBanned) return -INFINITY;
@@ -260,12 +263,13 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(float* all_logits, con
   if (is_sound) {
     Row tokens{logits,
                count_changes(b, row, all_counts + int64_t(row) * vocab),
+               b.row_bits ? b.row_bits + int64_t(row) * ((vocab + 31) / 32) : nullptr,
                b.repetition[row],
                b.presence[row],
                b.frequency[row],
                1};
     Best best = raw;
-    if (tokens.counts) {
+    if (tokens.counts || tokens.bits) {
       best = {-INFINITY, kNoToken};
       for (int i = threadIdx.x; i < vocab; i += kThreads) best = better(best, {tokens.changed(i), i});
       best = block_best(best);
@@ -292,7 +296,6 @@ int64_t sampling_workspace_bytes(int64_t num_rows, int64_t vocab) {
 
 Status sample_tokens(Stream stream, float* logits, const SamplingBatch& batch, const SamplingResult& result,
                      void* workspace) {
-  if (batch.row_bits) return "row_bits have no CUDA body yet: apply them where ids are banned";
   if (result.num_top > kThreads) return "at most 512 top log-probabilities can be told";
   if (batch.vocab >= int64_t(1) << 23) return "the vocabulary must have fewer than 2^23 ids";
   if (batch.num_rows == 0) return nullptr;

@@ -45,7 +45,7 @@ class SamplingResult(ctypes.Structure):
 
 def sample(
     logits: np.ndarray, *, prompts: Any = None, outputs: Any = None, banned: Any = None, forbidden: Any = (),
-    num_top: int = 0, **options: Any,
+    num_top: int = 0, row_bits: np.ndarray | None = None, **options: Any,
 ) -> tuple[np.ndarray, ...]:  # fmt: skip
     """As the twin's test helper: token_ids, logprobs, top_ids, top_logprobs of `logits` [S, V]."""
     rows, vocab = logits.shape
@@ -69,6 +69,8 @@ def sample(
         "banned_starts": banned_starts,
         "allowed_bits": np.packbits(bits, bitorder="little").view(np.int32),
     }
+    if row_bits is not None:
+        arrays["row_bits"] = row_bits
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     batch = SamplingBatch(num_rows=rows, vocab=vocab, **{name: a.ctypes.data for name, a in arrays.items()})
     outs = (
@@ -98,7 +100,8 @@ def sample(
         {"top_k": 600, "min_p": 0.02, "top_p": 0.97},
     ],
 )
-def test_choices_are_the_twins(rand: Rand, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("has_row_bits", [False, True])
+def test_choices_are_the_twins(rand: Rand, options: dict[str, Any], has_row_bits: bool) -> None:
     logits, seeds = rand.normal(12, 1500, scale=2.0), np.arange(12) + rand.seed
     prompts = [rand.numpy.integers(0, 1500, 30).tolist() for _ in range(12)]
     outputs = [rand.numpy.integers(0, 1500, 9).tolist() for _ in range(12)]
@@ -106,14 +109,19 @@ def test_choices_are_the_twins(rand: Rand, options: dict[str, Any]) -> None:
         "prompts": prompts, "outputs": outputs, "banned": [[3, 4]] * 12, "forbidden": [5, 1499],
         "seeds": seeds, "repetition": 1.2, "presence": 0.3, "frequency": 0.2, "num_top": 5, **options,
     }  # fmt: skip
+    if has_row_bits:
+        bits = rand.numpy.integers(-(2**31), 2**31, (12, 47)).astype(np.int32)
+        bits[2], bits[5] = 0, -1  # nothing to choose, and no limit
+        given["row_bits"] = bits
     ids, logprobs, top_ids, top_logprobs = sample(logits, **given)
     twin_ids, twin_logprobs, twin_top_ids, twin_top_logprobs = sample_on_cpu(logits, **given)
     same = ids == twin_ids
-    assert same.sum() >= 11, (
-        ids,
-        twin_ids,
-    )  # noise is fp32 here and double there: a near tie may fall otherwise
-    assert_close(logprobs[same], twin_logprobs[same], 1e-4)
+    # Noise is fp32 here and double there: a near tie may fall otherwise.
+    assert same.sum() >= 11, (ids, twin_ids)
+    assert (ids[2] == -1) == has_row_bits
+    chosen = same & (ids >= 0)
+    assert_close(logprobs[chosen], twin_logprobs[chosen], 1e-4)
+    assert (logprobs[ids < 0] == -np.inf).all()
     assert (top_ids == twin_top_ids).all()
     assert_close(top_logprobs, twin_top_logprobs, 1e-4)
 
