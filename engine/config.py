@@ -59,6 +59,7 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     max_num_batched_tokens: int = 0  # tokens of one step; 0: 2048
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
+    overlap: bool = True  # plan the next step while the ranks compute
     target_itl_ms: float = 200.0  # from token to token beside prompts; 0: no bound
     max_prefill_tokens_per_step: int = 0  # 0: what the target allows
     max_encoder_tokens_per_step: int = 4096

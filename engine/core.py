@@ -106,7 +106,9 @@ class Core:
             self._model.vocab_size,
             self._group.num_host_blocks,
         )
-        self._steps = StepLoop(scheduler, self._group, self._gateway, self._metrics, self._media)
+        self._steps = StepLoop(
+            scheduler, self._group, self._gateway, self._metrics, self._media, overlap=config.overlap
+        )
         self._watch(scheduler, num_blocks)
         self._gateway.serve(self._steps)
         self._gateway.announce("ready", "", num_blocks, config.block_size)

@@ -124,6 +124,9 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
         Switch(("--enable-prefix-caching",), "enable_prefix_caching",
                "keep the KV blocks of finished requests, so that the next one with the same beginning, "
                "images included, need not compute it"),
+        Switch(("--overlap",), "overlap",
+               "plan and send the next step while the ranks compute, so that they never wait for the engine; "
+               "an answer that ends by a stop token is noticed a step later, no token changes"),
         Flag(("--target-itl-ms",), "target_itl_ms", values.milliseconds, "MS",
              "time from token to token that running answers keep while prompts are computed; 0: no bound"),
         Flag(("--max-prefill-tokens-per-step",), "max_prefill_tokens_per_step", values.integer(0), "TOKENS",

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Flight:
+class Sent:
     """A step that the ranks were given and have not answered."""
 
     plan: StepPlan
@@ -55,7 +55,7 @@ class StepLoop:
         self._scheduler, self._group, self._gateway = scheduler, group, gateway
         self._metrics, self._media = metrics, media
         self._most_flights = 2 if overlap else 1
-        self._flights: deque[Flight] = deque()  # the oldest first
+        self._flights: deque[Sent] = deque()  # the oldest first
         self._last_sent = self._last_done = 0  # numbers of steps
         self._work = asyncio.Event()  # there may be something to do
         self._is_stopping = False
@@ -112,7 +112,7 @@ class StepLoop:
 
     def _send(self, plan: StepPlan, now: float) -> None:
         self._group.send(plan)
-        self._flights.append(Flight(plan, now, self._scheduler.num_tokens_in_step))
+        self._flights.append(Sent(plan, now, self._scheduler.num_tokens_in_step))
         self._last_sent = plan.step
 
     async def _finish_step(self) -> None:

@@ -41,6 +41,10 @@ class RankProcess:
         return self._process is not None
 
     @property
+    def has_ended(self) -> bool:
+        return self._process is not None and self._process.returncode is not None
+
+    @property
     def exit_description(self) -> str:
         code = self._process.returncode if self._process else None
         return "still running" if code is None else describe_exit(code)

@@ -224,16 +224,20 @@ class WorkerGroup:
         self._changed.set()
 
     def _on_exit(self, rank: int) -> None:
-        """A rank may leave only after StopServing. Its last message may still be on its way."""
+        """A rank may leave only after StopServing."""
+        self._suspect(rank)
+
+    def _suspect(self, rank: int) -> None:
+        """The rank is gone. Its last message, which says why, may still be on its way."""
         if not self._is_stopping and not self.failure and not self._failing:
             self._failing = asyncio.create_task(self._fail_after_last_word(rank))
 
     async def _fail_after_last_word(self, rank: int) -> None:
         await asyncio.sleep(_LAST_WORD_SECONDS)
         process = self._processes[rank]
-        self._fail(
-            f"rank {rank} ended unexpectedly ({process.exit_description})", "\n".join(process.last_lines)
-        )
+        end = f"ended unexpectedly ({process.exit_description})"
+        sentence = f"rank {rank} {end if process.has_ended else 'is not connected any more'}"
+        self._fail(sentence, "\n".join(process.last_lines))
 
     async def _watch_ranks(self) -> None:
         began = now = time.monotonic()
@@ -283,7 +287,7 @@ class WorkerGroup:
             for rank, socket in enumerate(self._plans):  # noqa: B007
                 socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
-            self._fail(f"rank {rank} is not connected any more", "")
+            self._suspect(rank)
 
 
 def check_context_fits(config: ServerConfig, num_blocks: int) -> None:

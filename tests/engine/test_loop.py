@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from engine.loop import StepLoop
 from engine.media_files import MediaFiles
 from engine.messages import AbortRequest, Ping, Pong, RequestOutput, StepPlan, StepResult
 from engine.metrics import Metrics
-from tests.engine.builders import CLIENT, make_request, make_scheduler
+from tests.engine.builders import CLIENT, EOS, make_request, make_scheduler
 
 
 class Notes:
@@ -56,11 +57,12 @@ class Notes:
         self.ponged.set()
 
 
-def play(story: Callable[[StepLoop, Notes], Awaitable[None]]) -> Notes:
+def play(story: Callable[[StepLoop, Notes], Awaitable[None]], overlap: bool = False) -> Notes:
     """Run the loop beside `story`, which ends by stopping or failing it."""
     world = make_scheduler()
     notes = Notes(world.ranks)
-    steps = StepLoop(world.scheduler, notes, notes, Metrics(), MediaFiles(Path("/nowhere"), 588))  # type: ignore
+    media = MediaFiles(Path("/nowhere"), 588)
+    steps = StepLoop(world.scheduler, notes, notes, Metrics(), media, overlap)  # type: ignore
 
     async def both() -> None:
         running = asyncio.create_task(steps.run())
@@ -150,3 +152,131 @@ def test_stopping_ends_open_requests_with_an_error():
         "The server is shutting down.",
         503,
     )
+
+
+# two steps on their way
+
+
+def endings(events: list[Any]) -> list[str | None]:
+    return [event.finish_reason for event in events if isinstance(event, RequestOutput)]
+
+
+def test_overlap_sends_a_second_step_while_the_first_runs_and_never_a_third():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        steps.on_request(CLIENT, make_request("r", max_tokens=4))
+        first, second = await notes.plans.get(), await notes.plans.get()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert notes.plans.empty()
+        notes.finish_step(first)
+        third = await notes.plans.get()
+        assert [plan.step for plan in (first, second, third)] == [1, 2, 3]
+        steps.stop()
+        notes.finish_step(second)
+        notes.finish_step(third)
+
+    events = play(story, overlap=True).events
+    assert [type(event) for event in events[:3]] == [StepPlan, StepPlan, StepPlan], "outputs wait for no rank"
+
+
+def test_overlap_knows_an_end_by_length_before_it_comes():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        steps.on_request(CLIENT, make_request("r", max_tokens=2))
+        first, second = await notes.plans.get(), await notes.plans.get()
+        notes.finish_step(first)
+        notes.finish_step(second)
+        farewell = await notes.plans.get()
+        assert not farewell.has_work
+        notes.finish_step(farewell)
+        steps.stop()
+
+    assert endings(play(story, overlap=True).events) == [None, "length"]
+
+
+def test_overlap_drops_the_token_behind_a_stop_token():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        notes.ranks.next_token = lambda sequence: EOS
+        steps.on_request(CLIENT, make_request("r", max_tokens=9))
+        first, wasted = await notes.plans.get(), await notes.plans.get()
+        notes.finish_step(first)
+        notes.finish_step(wasted)
+        farewell = await notes.plans.get()
+        assert not farewell.has_work
+        notes.finish_step(farewell)
+        steps.stop()
+
+    outputs = [event for event in play(story, overlap=True).events if isinstance(event, RequestOutput)]
+    assert [(output.token_ids, output.stop_token_id) for output in outputs] == [([], EOS)]
+
+
+def test_stopping_delivers_the_tokens_of_both_steps_in_flight():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        steps.on_request(CLIENT, make_request("r", max_tokens=9))
+        first, second = await notes.plans.get(), await notes.plans.get()
+        steps.stop()
+        notes.finish_step(first)
+        notes.finish_step(second)
+
+    assert endings(play(story, overlap=True).events)[-3:] == [None, None, "error"]
+
+
+def test_failing_with_two_steps_in_flight_ends_every_request_once():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        for name in "ab":
+            steps.on_request(CLIENT, make_request(name, max_tokens=9))
+        await notes.plans.get()
+        await notes.plans.get()
+        notes.fail("rank 1 ended")
+
+    events = play(story, overlap=True).events
+    assert endings(events) == ["error", "error"]
+    assert {event.error for event in events[2:]} == {"The engine failed: rank 1 ended."}
+
+
+def test_abort_with_two_steps_in_flight_drops_what_they_say_of_it():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        for name in "ab":
+            steps.on_request(CLIENT, make_request(name, max_tokens=3))
+        first, second = await notes.plans.get(), await notes.plans.get()
+        steps.on_request(CLIENT, AbortRequest("a"))
+        notes.finish_step(first)
+        third = await notes.plans.get()
+        assert third.dropped == [0]
+        notes.finish_step(second)
+        notes.finish_step(third)
+        notes.finish_step(await notes.plans.get())
+        steps.stop()
+
+    outputs = [event for event in play(story, overlap=True).events if isinstance(event, RequestOutput)]
+    assert [output.finish_reason for output in outputs if output.request_id == "a"] == ["abort"]
+    assert [output.finish_reason for output in outputs if output.request_id == "b"] == [None, None, "length"]
+
+
+def test_ping_is_answered_by_the_first_of_two_steps_that_ends():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        steps.on_request(CLIENT, make_request("r", max_tokens=9))
+        first, second = await notes.plans.get(), await notes.plans.get()
+        steps.on_request(CLIENT, Ping(1))
+        notes.finish_step(first)
+        await notes.ponged.wait()
+        steps.stop()
+        notes.finish_step(second)
+        notes.finish_step(await notes.plans.get())
+
+    assert Pong(1, True, "serving") in play(story, overlap=True).events
+
+
+def test_deadline_ends_a_request_with_two_steps_in_flight():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        request = make_request("r", max_tokens=9, arrival=time.monotonic(), timeout=0.05)
+        steps.on_request(CLIENT, request)
+        first, second = await notes.plans.get(), await notes.plans.get()
+        await asyncio.sleep(0.06)
+        notes.finish_step(first)
+        farewell = await notes.plans.get()
+        assert (farewell.has_work, farewell.dropped) == (False, [0])
+        notes.finish_step(second)
+        notes.finish_step(farewell)
+        steps.stop()
+
+    assert endings(play(story, overlap=True).events) == [None, "length"]
