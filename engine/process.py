@@ -11,9 +11,11 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _PARENT = "OCTET_PARENT_PID"
 _QUIET_LOGGERS = ("asyncio", "aiohttp.access", "urllib3", "httpx", "huggingface_hub", "filelock", "PIL")
@@ -53,6 +55,21 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def await_adoption(parent: int, forked_by: int) -> None:
+    """Return when the process that forked us has ended; `begin_child` then leaves unless `parent` took us over.
+
+    For who is forked by a short-lived process in the name of that one's parent.
+    """
+    while os.getppid() == forked_by:
+        time.sleep(0.001)
+    os.environ[_PARENT] = str(parent)
+
+
+def name_process(name: str) -> None:
+    """What `ps` and `top` call this process; at most 15 characters."""
+    _prctl(_PR_SET_NAME, ctypes.create_string_buffer(name.encode()[:15]))
+
+
 def configure_logging(name: str, level: int = logging.INFO) -> None:
     """One readable line per record on stderr: time, process, level, text. Libraries speak from WARNING up."""
     handler = logging.StreamHandler(sys.stderr)
@@ -78,7 +95,7 @@ def describe_exit(returncode: int) -> str:
         return f"killed by signal {-returncode}"
 
 
-def _prctl(option: int, value: int) -> None:
+def _prctl(option: int, value: int | ctypes.Array[ctypes.c_char]) -> None:
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         prctl = libc.prctl

@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from engine.forked_ranks import ForkedProcess
 from engine.process import clear_line, describe_exit, environment_for_child
 
 _TAIL_LINES = 20
@@ -23,18 +24,23 @@ class RankProcess:
         self.rank = rank
         self._on_exit = on_exit  # called with the rank when the process has ended
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | ForkedProcess | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, command: Sequence[str]) -> None:
-        self._process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=environment_for_child(),
         )
-        self._task = asyncio.create_task(self._follow(self._process))
+        self.follow(process)
+
+    def follow(self, process: asyncio.subprocess.Process | ForkedProcess) -> None:
+        """Listen to a process that runs already."""
+        self._process = process
+        self._task = asyncio.create_task(self._follow(process))
 
     @property
     def is_started(self) -> bool:
@@ -66,7 +72,7 @@ class RankProcess:
         done, _ = await asyncio.wait([self._task], timeout=timeout)
         return bool(done)
 
-    async def _follow(self, process: asyncio.subprocess.Process) -> None:
+    async def _follow(self, process: asyncio.subprocess.Process | ForkedProcess) -> None:
         assert process.stdout is not None
         await self._read_output(process.stdout)
         await process.wait()

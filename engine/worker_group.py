@@ -22,6 +22,7 @@ import zmq
 from engine.channels import Codec, RunDirectory, open_socket
 from engine.config import ServerConfig
 from engine.errors import ConfigError, EngineError
+from engine.forked_ranks import fork_ranks
 from engine.messages import (
     FromWorker,
     RankFailed,
@@ -104,13 +105,23 @@ class WorkerGroup:
         self._reader = SocketReader(self._results, self._on_message)
         self._watch = asyncio.create_task(self._watch_ranks())
         began = time.monotonic()
-        for process in self._processes:
-            await process.start([*self._command, str(self._run.root), str(process.rank)])
+        await self._start_processes()
         await self._until(lambda: len(self._greeted) == self.world_size)
         log.info("%s started in %s", count_ranks(self.world_size), seconds_since(began))
         await self._load(on_progress)
         await self._share_out_blocks()
         return self.num_blocks
+
+    async def _start_processes(self) -> None:
+        """Several ranks on CPU share the imports; others are started one by one."""
+        if self._command == WORKER_COMMAND and self.world_size > 1 and self._config.device != "gpu":
+            for process, forked in zip(
+                self._processes, await fork_ranks(self._run.root, self.world_size), strict=False
+            ):
+                process.follow(forked)
+        for process in self._processes:
+            if not process.is_started:
+                await process.start([*self._command, str(self._run.root), str(process.rank)])
 
     async def _load(self, on_progress: Callable[[str], None]) -> None:
         began, progress = time.monotonic(), LoadingProgress(self._page)

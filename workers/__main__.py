@@ -1,4 +1,7 @@
-"""`python -m workers <run_dir> <rank>`: started by the engine core, never by hand."""
+"""`python -m workers <run_dir> <rank>`: started by the engine core, never by hand.
+
+With descriptors separated by commas in place of the rank, the process that forks all ranks: zygote.py.
+"""
 
 from __future__ import annotations
 
@@ -26,4 +29,8 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
+    if "," in sys.argv[2]:
+        from workers import zygote
+
+        leave(zygote.main(sys.argv[1], [int(word) for word in sys.argv[2].split(",")]))
     leave(main(sys.argv[1], int(sys.argv[2])))
