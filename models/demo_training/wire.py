@@ -50,11 +50,11 @@ def written_text(message: dict[str, Any]) -> str:
 def picture_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return _data_url("image/png", buffer.getvalue())
+    return data_url("image/png", buffer.getvalue())
 
 
 def clip_url(clip: Clip) -> str:
-    return _data_url("video/mp4", encode_clip(clip))
+    return data_url("video/mp4", encode_clip(clip))
 
 
 def encode_clip(clip: Clip) -> bytes:
@@ -74,7 +74,7 @@ def encode_clip(clip: Clip) -> bytes:
     return buffer.getvalue()
 
 
-def _data_url(kind: str, data: bytes) -> str:
+def data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
