@@ -30,5 +30,5 @@ def lasting(device: Device, shape: Sequence[int], dtype: DtypeName) -> Tensor:
     with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(_ADVICE)
     start = -np.frombuffer(memory, np.uint8).ctypes.data % _HUGE  # the system's choice is a page of 4 KiB
-    array = np.frombuffer(memory, HOST_TYPES[dtype], prod(shape), start)
+    array: np.ndarray = np.frombuffer(memory, HOST_TYPES[dtype], prod(shape), start)
     return device.adopt(array.reshape(tuple(shape)), dtype)
