@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.config import ServerConfig
 from engine.messages import MediaItem
@@ -19,6 +19,7 @@ class StepBudget:
     num_prefill_tokens: int  # of `num_tokens`, for more than one token of a sequence
     num_encoder_tokens: int  # of media whose encoding begins in this step
     has_encoded: bool = False  # one item may always be, however large
+    quotas: dict[str, int] = field(default_factory=dict)  # prompt tokens by tenant, where tenants contend
 
     @classmethod
     def from_config(
@@ -43,7 +44,10 @@ class StepBudget:
 
     def next_chunk(self, sequence: Sequence, begin: int, kept_back: int = 0) -> int:
         """How many tokens from index `begin` on `sequence` may compute now; 0 if none."""
-        num_tokens = self.chunk_of(sequence.num_tokens - begin, kept_back)
+        wanted = sequence.num_tokens - begin
+        if sequence.tenant in self.quotas:
+            wanted = min(wanted, max(0, self.quotas[sequence.tenant]))
+        num_tokens = self.chunk_of(wanted, kept_back)
         if num_tokens and sequence.media and self.can_chunk:
             return self._end_before_media(sequence, begin, begin + num_tokens) - begin
         return num_tokens
@@ -53,6 +57,8 @@ class StepBudget:
         self.num_tokens -= num_tokens
         if num_tokens > 1:
             self.num_prefill_tokens -= num_tokens
+        if sequence.tenant in self.quotas:
+            self.quotas[sequence.tenant] -= num_tokens
         if not sequence.media:
             return False
         end = begin + num_tokens

@@ -49,6 +49,13 @@ class LiveSequences:
         """Its index in `running`."""
         return bisect_left(self.running, sequence.seniority, key=_seniority)
 
+    def num_spare_blocks(self, sequence: Sequence, promised: int) -> int:
+        """Free blocks that a waiting sequence may take; `promised` ones are for prompts that run."""
+        reserve = self.kv.pool.num_blocks // 100 if self.running else 0
+        if sequence.num_preemptions:
+            reserve += len(self.running)  # else it would soon have to go again
+        return self.kv.pool.num_free - promised - reserve
+
     # ------------------------------------------------------------------ moves
 
     def try_enter(self, sequence: Sequence) -> bool:
@@ -93,7 +100,7 @@ class LiveSequences:
         sequence.preempted_at = flight.now
         self.num_preemptions += 1
         self.outbox.preemptions[reason] += 1
-        self.waiting.put_back(sequence)
+        self.waiting.put_back(sequence, in_line=reason == "share")
         flight.preempted.append(sequence.request_id)
 
     def finish(self, sequence: Sequence, reason: FinishReason, last_output: RequestOutput) -> None:
@@ -117,6 +124,7 @@ class LiveSequences:
         """
         del self.running[self.place_of(sequence)]
         self.decoding.leave(sequence)
+        self.accounts.stop(sequence)
         self.kv.release(sequence)
         self.dropped.append(sequence.seq_id)
 
@@ -133,6 +141,7 @@ class LiveSequences:
         if self.running != sorted(self.running, key=_seniority):
             raise EngineError("the running sequences are not in order of seniority")
         self.decoding.recount(self.running)
+        self.accounts.recount(self.running, self.waiting)
         if len(self.flights) > MOST_FLIGHTS:
             raise EngineError(f"{len(self.flights)} steps are in flight, at most {MOST_FLIGHTS} may be")
 

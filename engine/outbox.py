@@ -31,7 +31,7 @@ class Outbox:
     finished: list[Sequence] = field(default_factory=list)  # whatever the reason
     refused: list[int] = field(default_factory=list)  # HTTP statuses of requests that were not taken
     num_generated_tokens: int = 0
-    preemptions: Counter[str] = field(default_factory=Counter)  # by who took the blocks: "older", "itself"
+    preemptions: Counter[str] = field(default_factory=Counter)  # by reason: "older", "itself", "share"
     _said: list[tuple[Client, RequestOutput] | Decoded] = field(default_factory=list)  # in order
 
     def add(self, client: Client, output: RequestOutput) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 _NEW = 0.2  # weight of the newest step in the running means
 _FEWEST = 16  # prompt tokens of a step, whatever the target: else a prompt would never end
+_TARGET = 0.2  # seconds, for `num_tokens_within` where there is no target
 _TELLING = 16  # a step with fewer prompt tokens says little about what one costs
 
 
@@ -25,6 +26,13 @@ class Pacing:
         if not self.target or not self.token_seconds:
             return self.at_most
         allowed = max(self.target - self.decode_seconds, self.decode_seconds)
+        return max(_FEWEST, min(self.at_most, int(allowed / self.token_seconds)))
+
+    def num_tokens_within(self, part: float) -> int:
+        """For a step as short as `part` of the target; at least half as long again as decodes."""
+        if not self.token_seconds:
+            return self.at_most
+        allowed = max(part * (self.target or _TARGET) - self.decode_seconds, self.decode_seconds / 2)
         return max(_FEWEST, min(self.at_most, int(allowed / self.token_seconds)))
 
     def observe(self, seconds: float, num_prefill_tokens: int) -> None:

@@ -19,6 +19,7 @@ from engine.messages import Chunk
 from engine.pacing import Pacing
 from engine.preemption import choose_victim
 from engine.sequence import Sequence
+from engine.shares import Shares
 
 _LOOK_AHEAD = 32  # waiting sequences that may be passed over in one step because they do not fit
 _MOST_OVERTAKEN = 16  # later ones admitted before one that did not fit; then it is waited for
@@ -30,37 +31,40 @@ class Planner:
     def __init__(self, config: ServerConfig, live: LiveSequences, pacing: Pacing) -> None:
         self._config, self._live, self._pacing = config, live, pacing
         self._kv = live.kv
-        self._headroom = live.kv.pool.num_blocks // 100  # left to the running when another is admitted
+        self._shares = Shares(config, live, pacing)
         self._stuck_at: tuple[int, ...] = ()  # `_queue_state` when nobody who was tried had blocks
 
     def plan(self, now: float) -> Flight:
         """Choose the tokens of a step; blocks are taken and sequences moved at once."""
-        flight, budget = Flight(now), self._make_budget()
-        self._continue_running(flight, budget)
-        if not flight.preempted:
+        flight = Flight(now)
+        self._shares.make_way(flight)
+        num_made_way, filling = len(flight.preempted), self._filling()
+        budget = self._make_budget(filling, now)
+        self._continue_running(filling, flight, budget)
+        if len(flight.preempted) == num_made_way:  # else blocks are short
             self._admit_waiting(flight, budget)
         self._let_join(flight)
         return flight
 
-    def _make_budget(self) -> StepBudget:
+    def _make_budget(self, filling: list[Sequence], now: float) -> StepBudget:
         """A token is kept for everyone who decodes; prompts are held back only where answers run."""
         live, config = self._live, self._config
         decodes = bool(live.decoding.members) or any(one.first_token for one in live.running)
         at_most = self._pacing.num_prefill_tokens if decodes else config.max_num_batched_tokens
         budget = StepBudget.from_config(config, len(live.running), at_most)
         budget.num_tokens -= len(live.decoding.members)
+        budget.quotas = self._shares.quotas(filling, budget.num_prefill_tokens, now)
         return budget
 
     # ------------------------------------------------------------------ running sequences
 
-    def _continue_running(self, flight: Flight, budget: StepBudget) -> None:
+    def _continue_running(self, filling: list[Sequence], flight: Flight, budget: StepBudget) -> None:
         """Whoever decodes computes a token. The few who need more than that are looked at by seniority.
 
         The admission keeps len(running) within the budget, so there is a token for everyone.
         """
         batch = self._live.decoding
         busy = [one for one in batch.members if one.num_computed_tokens >= one.horizon]
-        filling = self._filling()
         needy = sorted(busy + filling, key=_seniority) if busy else filling
         num_behind = len(filling)
         for sequence in needy:
@@ -142,7 +146,7 @@ class Planner:
             flight.full = "blocks"  # nobody fitted, and neither pool nor queue has changed since
             return
         promised, passed = self._kv.num_promised_blocks(live.running), list[Sequence]()
-        walk = live.waiting.candidates()
+        walk = live.waiting.candidates(self._shares.is_held_back)
         while budget.num_tokens > 0 and budget.num_admissions > 0 and (sequence := next(walk, None)):
             if self._try_admit(sequence, promised, flight, budget):
                 promised += self._kv.num_missing_blocks(sequence, len(sequence.token_ids))
@@ -173,15 +177,15 @@ class Planner:
         pool, live = self._kv.pool, self._live
         if sequence.tried_at == pool.num_freed:
             return False  # it did not fit, and nothing became free since
+        if sequence.request_id in flight.preempted:
+            sequence.waits_for = "its turn, as its tenant had more than its share"
+            return False  # and a token of it may be in flight
         prefix = self._kv.find_prefix(sequence)
         num_tokens = budget.next_chunk(sequence, len(prefix) * self._config.block_size)
         if num_tokens == 0:
             sequence.waits_for = "tokens or encoder of a step"
             return False
-        reserve = self._headroom if live.running else 0
-        if sequence.num_preemptions:
-            reserve += len(live.running)  # else it would soon have to go again
-        if self._kv.num_needed_from_free(sequence, prefix) > pool.num_free - promised - reserve:
+        if self._kv.num_needed_from_free(sequence, prefix) > live.num_spare_blocks(sequence, promised):
             sequence.tried_at, sequence.waits_for = pool.num_freed, "blocks"
             return False
         self._admit(sequence, prefix, num_tokens, flight, budget)
@@ -225,6 +229,8 @@ class Planner:
     def _extend(self, sequence: Sequence, num_tokens: int) -> list[BlockId]:
         new_block_ids = self._kv.try_extend(sequence, num_tokens)
         assert new_block_ids is not None
+        if new_block_ids:
+            self._live.accounts.of(sequence.tenant).num_blocks += len(new_block_ids)
         return new_block_ids
 
     def _let_join(self, flight: Flight) -> None:

@@ -10,14 +10,19 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from engine.fairness import Account, Accounts
 from engine.sequence import Sequence
 
 _SLACK = 64  # dead entries tolerated before a line is rebuilt
 
-Entry = tuple[float, int, Sequence]  # arrival, seq_id, and whose they are
+Entry = tuple[float, int, Sequence]  # arrival or seniority, seq_id, and whose they are
+HeldBack = Callable[[str], bool]  # whether a tenant has to let others go first
+
+
+def _nobody(tenant: str) -> bool:
+    return False
 
 
 class Line:
@@ -31,12 +36,15 @@ class Line:
         heapq.heappush(self.entries, entry)
 
 
+Turn = tuple[float, int, Line]  # what its tenant was served when it was pushed, a tie-breaker, and whose
+
+
 class PriorityClass:
     """The lines of one priority, those of the least served tenants first."""
 
     def __init__(self) -> None:
         self.lines: dict[str, Line] = {}  # by tenant; only those with entries
-        self._turns: list[tuple[float, int, Line]] = []  # heap by what was served when it was pushed
+        self._turns: list[Turn] = []  # heap by what was served when it was pushed
         self._num_pushed = 0  # breaks ties: who came first
 
     def push(self, entry: Entry, account: Account) -> None:
@@ -47,18 +55,32 @@ class PriorityClass:
         line.account = account
         line.push(entry)
 
-    def pop(self) -> Entry | None:
-        """The next entry, dead or alive; its line moves on by what its account says now."""
+    def pop(self, is_held_back: HeldBack) -> Entry | None:
+        """The next entry, dead or alive. Lines of tenants that are held back come after all others."""
+        aside: list[Turn] = []
+        while (turn := self._next_turn()) and is_held_back(turn[2].account.tenant):
+            aside.append(turn)
+        for one in aside:
+            heapq.heappush(self._turns, one)
+        turn = turn or self._next_turn()
+        if turn is None:
+            return None
+        line = turn[2]
+        entry = heapq.heappop(line.entries)
+        self._take_turn(line)
+        return entry
+
+    def _next_turn(self) -> Turn | None:
+        """Whose turn it is by what the accounts say now; taken out of the heap."""
         while self._turns:
-            served, _, line = heapq.heappop(self._turns)
+            turn = heapq.heappop(self._turns)
+            served, _, line = turn
             if not line.entries:
                 del self.lines[line.account.tenant]
             elif served < line.account.served:
                 self._take_turn(line)  # it was served since: behind those that were not
             else:
-                entry = heapq.heappop(line.entries)
-                self._take_turn(line)
-                return entry
+                return turn
         return None
 
     @property
@@ -80,7 +102,7 @@ class WaitingQueue:
         self.max_size = max_size  # newcomers beyond it are refused
         self.accounts = Accounts() if accounts is None else accounts
         self._members: dict[int, Sequence] = {}  # by seq_id: the truth; the rest may hold dead entries
-        self._preempted: list[tuple[int, int, Sequence]] = []  # heap by seniority
+        self._preempted: list[Entry] = []  # heap by seniority
         self._classes: dict[int, PriorityClass] = {}
         self._priorities: list[int] = []  # of `_classes`, in order
         self._num_entries = 0  # dead and alive, of newcomers
@@ -101,32 +123,56 @@ class WaitingQueue:
         self.num_added += 1
         return True
 
-    def put_back(self, sequence: Sequence) -> None:
-        """A preempted sequence goes to the front, behind those that ran before it."""
+    def put_back(self, sequence: Sequence, in_line: bool = False) -> None:
+        """A preempted sequence goes to the front, behind those that ran before it.
+
+        `in_line`: to the place of its arrival among those of its tenant, which had more than its share.
+        """
         self._members[sequence.seq_id] = sequence
+        if in_line:
+            self._push((sequence.arrival, sequence.seq_id, sequence))
+            return
         heapq.heappush(self._preempted, (sequence.seniority, sequence.seq_id, sequence))
 
-    def candidates(self) -> Generator[Sequence, None, None]:
+    def candidates(self, is_held_back: HeldBack = _nobody) -> Generator[Sequence, None, None]:
         """Everyone in the order in which they may try to run; a caller may `drop` the one it just got.
 
+        Those whose tenant `is_held_back` come last of their class, and if they were preempted, last of all.
         Take as many as needed and close the iterator, before anything is added.
         """
-        passed: list[Entry] = []
+        passed: list[Entry] = []  # popped, in whichever heap they were
+        preempted: list[Entry] = []
         try:
-            yield from self._preempted_candidates()
+            yield from self._take_preempted(preempted, lambda one: not is_held_back(one.tenant))
             for priority in list(self._priorities):
                 # A `drop` of the caller may have thrown out classes of which all were dead.
-                while (one := self._classes.get(priority)) and (entry := one.pop()):
+                while (one := self._classes.get(priority)) and (entry := one.pop(is_held_back)):
                     self._num_entries -= 1
                     if entry[1] in self._members:
                         passed.append(entry)
                         yield entry[2]
                 if self._classes.pop(priority, None):  # nobody is left; who was passed over founds it again
                     self._priorities.remove(priority)
+            held_back = sorted(entry for entry in preempted if entry[1] in self._members)
+            yield from (entry[2] for entry in held_back if is_held_back(entry[2].tenant))
         finally:
+            for entry in preempted:
+                if entry[1] in self._members:
+                    heapq.heappush(self._preempted, entry)
             for entry in passed:
                 if entry[1] in self._members:
                     self._push(entry)
+
+    def _take_preempted(
+        self, taken: list[Entry], may_try: Callable[[Sequence], bool]
+    ) -> Generator[Sequence, None, None]:
+        """Those that were preempted, out of their heap into `taken`."""
+        while self._preempted:
+            entry = heapq.heappop(self._preempted)
+            if entry[1] in self._members:
+                taken.append(entry)
+                if may_try(entry[2]):
+                    yield entry[2]
 
     def first(self) -> Sequence | None:
         """Who is next; stays queued."""
@@ -140,19 +186,6 @@ class WaitingQueue:
         del self._members[sequence.seq_id]
         if self._num_entries > 2 * len(self._members) + _SLACK:
             self._prune()
-
-    def _preempted_candidates(self) -> Generator[Sequence, None, None]:
-        passed: list[tuple[int, int, Sequence]] = []
-        try:
-            while self._preempted:
-                entry = heapq.heappop(self._preempted)
-                if entry[1] in self._members:
-                    passed.append(entry)
-                    yield entry[2]
-        finally:
-            for entry in passed:
-                if entry[1] in self._members:
-                    heapq.heappush(self._preempted, entry)
 
     def _push(self, entry: Entry) -> None:
         sequence = entry[2]

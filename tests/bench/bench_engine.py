@@ -4,25 +4,30 @@ Method      The real scheduler, step loop and sockets drive one fake rank, a pro
             one token per sequence. All sequences decode with `--context` tokens of context. Host time is
             the wall time of a step minus the time the rank itself was busy: schedule, encode, send, the two
             ways through the sockets, receive, decode, apply. Publishing the tokens to the api happens while
-            the rank works, as in production, and is listed apart.
+            the rank works, as in production, and is listed apart. Steps follow one another; with overlap, the
+            default of the server, most of this time is hidden behind the step before.
 How to read `host` is the figure of the design: median <= 300 us and p99 <= 1 ms at 256 sequences. It suffers
             when other processes use the machine. `cpu` suffers less: it is the processor time of the engine's
-            thread per step, publishing included; the columns behind it are its parts. `waiting` is the length
-            of the queue meanwhile.
-Run         ./run.sh bench scheduler [--sequences 1,16,64,256] [--steps 2000] [--context 8192] [--profile]
-            [--save]
+            thread per step, publishing included; the columns behind it are its parts: `send` is encoding and
+            handing over, `receive` is decoding. `waiting` is the length of the queue meanwhile. The last row
+            has no prefix cache: what it saves of `cpu` is what the cache costs when nothing is ever found.
+Run         ./run.sh bench engine [--sequences 1,16,64,256] [--steps 2000] [--context 8192] [--save]
+            ./run.sh bench engine --profile --sequences 256     where the time goes; with --save as a file
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import io
 import pstats
+import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +43,7 @@ from engine.messages import AddRequest, SamplingParams
 from engine.metrics import Metrics
 from engine.scheduler import Scheduler
 from engine.worker_group import WorkerGroup
-from tests.bench.result_files import save, save_option
+from tests.bench.result_files import RESULTS, heading, save, save_option
 from tests.engine.processes import RunDirectory, make_server_config
 
 CLIENT = b"api-0"
@@ -80,7 +85,18 @@ class Stopwatch:
 class Bench:
     """One engine with `num_sequences` decoding and `num_waiting` queued."""
 
-    def __init__(self, folder: Path, num_sequences: int, num_waiting: int, context: int, steps: int) -> None:
+    command = RANK
+    overlap = False
+
+    def __init__(
+        self,
+        folder: Path,
+        num_sequences: int,
+        num_waiting: int,
+        context: int,
+        steps: int,
+        caches: bool = True,
+    ) -> None:
         config = make_server_config(
             tensor_parallel_size=1,
             block_size=64,
@@ -88,6 +104,7 @@ class Bench:
             max_num_seqs=num_sequences,
             max_num_batched_tokens=65536,
             max_waiting=20_000,
+            enable_prefix_caching=caches,
             rank_timeout=60.0,
         )
         self.num_sequences, self.num_waiting, self.context = num_sequences, num_waiting, context
@@ -99,9 +116,10 @@ class Bench:
         context, watch = zmq.Context(), Stopwatch()
         gateway = ApiGateway(context, self.run_directory)
         gateway.open()
-        group = WorkerGroup(context, self.run_directory, self.config, lambda: None, RANK)
+        group = WorkerGroup(context, self.run_directory, self.config, lambda: None, self.command)
         scheduler = Scheduler(self.config, await group.start(lambda detail: None), [2], 50_000)
-        loop = StepLoop(scheduler, group, gateway, Metrics(), MediaFiles(self.run_directory.media, 588))
+        media = MediaFiles(self.run_directory.media, 588)
+        loop = StepLoop(scheduler, group, gateway, Metrics(), media, self.overlap)
         self._add_requests(loop)
         self._count_steps(loop, scheduler, group, watch, profile)
         for owner, method in (
@@ -109,6 +127,8 @@ class Bench:
             (group, "send"),
             (scheduler, "apply"),
             (loop, "_publish"),
+            (scheduler, "tidy"),
+            (group._incoming, "decode"),
         ):
             watch.wrap(owner, method)
         quieten_garbage_collector()
@@ -152,18 +172,57 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def report(num_sequences: int, num_waiting: int, steps: list[dict[str, float]]) -> dict[str, float]:
+PARTS = {
+    "cpu": "cpu",
+    "schedule": "schedule",
+    "send": "send",
+    "receive": "decode",
+    "apply": "apply",
+    "publish": "_publish",
+    "tidy": "tidy",
+}
+
+
+def report(name: str, steps: list[dict[str, float]]) -> dict[str, float]:
     """Prints a row; returns its figures."""
-    cells = [f"{num_sequences:9}", f"{num_waiting:8}"]
     host = [step["host"] for step in steps]
     figures = {"host_us_median": percentile(host, 0.5), "host_us_p99": percentile(host, 0.99)}
-    cells += [f"{value:8.0f}" for value in figures.values()]
-    for part in ("cpu", "schedule", "send", "apply", "_publish"):
-        median = percentile([step.get(part, 0.0) for step in steps], 0.5)
-        figures[f"{part.lstrip('_')}_us_median"] = median
-        cells.append(f"{median:9.0f}")
-    print(" ".join(cells), flush=True)
+    for part, method in PARTS.items():
+        figures[f"{part}_us_median"] = percentile([step.get(method, 0.0) for step in steps], 0.5)
+    figures["tidy_us_mean"] = statistics.fmean(step.get("tidy", 0.0) for step in steps)
+    print(f"{name:30}" + "".join(f"{value:9.0f}" for value in list(figures.values())[:-1]), flush=True)
     return figures
+
+
+def measure(arguments: argparse.Namespace, profile: cProfile.Profile | None) -> dict[str, dict[str, float]]:
+    counts = [int(count) for count in arguments.sequences.split(",")]
+    rows = [(f"{count} running", count, 0, True) for count in counts]
+    most = counts[-1]
+    rows.append((f"{most} running, {arguments.waiting} waiting", most, arguments.waiting, True))
+    rows.append((f"{most} running, no prefix cache", most, 0, False))
+    figures = {}
+    for name, num_sequences, num_waiting, caches in rows:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(
+                Path(folder), num_sequences, num_waiting, arguments.context, arguments.steps, caches
+            )
+            figures[name] = report(name, uvloop.run(bench.run(profile)))
+        if profile:
+            break
+    return figures
+
+
+def write_profile(profile: cProfile.Profile, arguments: argparse.Namespace) -> None:
+    text = io.StringIO()
+    print(
+        f"{heading()}\n{arguments.sequences} running, {arguments.steps} steps, with cProfile's own cost\n",
+        file=text,
+    )
+    pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(40)
+    print(text.getvalue())
+    if arguments.save:
+        path = RESULTS / f"engine-profile-{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}.txt"
+        path.write_text("\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n")
 
 
 def main() -> None:
@@ -173,24 +232,19 @@ def main() -> None:
     parser.add_argument("--sequences", default="1,16,64,256")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--context", type=int, default=8192)
-    parser.add_argument("--waiting", type=int, default=10_000, help="queue length of the last row")
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--waiting", type=int, default=10_000, help="queue length of the row with one")
+    parser.add_argument("--profile", action="store_true", help="profile the first row only")
     save_option(parser)
     arguments = parser.parse_args()
-    figures: dict[str, dict[str, float]] = {}
-    counts = [int(count) for count in arguments.sequences.split(",")]
-    print("microseconds per step; medians except host p99")
-    print("sequences  waiting     host host p99       cpu  schedule      send     apply   publish")
-    for count, waiting in [*((count, 0) for count in counts), (counts[-1], arguments.waiting)]:
-        profile = cProfile.Profile() if arguments.profile else None
-        with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(Path(folder), count, waiting, arguments.context, arguments.steps)
-            name = f"{count} running" + (f", {waiting} waiting" if waiting else "")
-            figures[name] = report(count, waiting, uvloop.run(bench.run(profile)))
-        if profile:
-            pstats.Stats(profile).sort_stats("tottime").print_stats(18)
-    if arguments.save:
-        save("scheduler", figures, {"context": arguments.context, "steps": arguments.steps})
+    print(f"{heading()}\nmicroseconds per step; medians except host p99")
+    names = ["host", "host p99", *PARTS]
+    print(" " * 30 + "".join(f"{name:>9}" for name in names))
+    profile = cProfile.Profile() if arguments.profile else None
+    figures = measure(arguments, profile)
+    if profile:
+        write_profile(profile, arguments)
+    elif arguments.save:
+        save("engine", figures, {"context": arguments.context, "steps": arguments.steps})
 
 
 if __name__ == "__main__":
