@@ -25,6 +25,7 @@ class Progress:
     seed: int
     step: int = 0
     samples: int = 0
+    answers: int = 0  # that bore loss, those of helpers included
     seconds: float = 0.0  # of training, over all calls
 
 
@@ -77,9 +78,12 @@ def named_weights(model: Model) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: Model, file: Path) -> None:
-    """Into the parameters in place. Raises RuntimeError if a name is missing or unknown."""
+    """Into the parameters in place. Raises RuntimeError if a name is missing or unknown.
+
+    The head that only training has may be missing.
+    """
     missing, unknown = model.load_state_dict(load_file(file), strict=False)
-    if set(missing) - {"lm_head.weight"} or unknown:
+    if set(missing) - {"lm_head.weight", "patch_head.weight", "patch_head.bias"} or unknown:
         raise RuntimeError(f"{file} does not fit the model: missing {missing}, unknown {unknown}.")
 
 

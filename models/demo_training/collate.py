@@ -25,7 +25,8 @@ class MicroBatch:
     answers      [B, L] uint8: 0 bears no loss, k belongs to the row's k-th answer
     branches     [B, L] uint8: 0 is seen by all that follows, k by its own branch only
     positions    [3, B, L] int32                     token_types [B, L] uint8
-    patches      [P, 588] uint8                      grids [N, 3] int32, all media in order
+    patches      [P, 588] uint8                      patch_labels [P, 2] uint8
+    grids [N, 3] int32, all media in order
     skills       [A] int32, of all answers, row by row: indices into SKILL_NAMES
     """
 
@@ -36,6 +37,7 @@ class MicroBatch:
     positions: np.ndarray
     token_types: np.ndarray
     patches: np.ndarray
+    patch_labels: np.ndarray
     grids: np.ndarray
     skills: np.ndarray
 
@@ -67,6 +69,7 @@ def collate(examples: list[Example]) -> MicroBatch:
         positions,
         token_types,
         np.concatenate([e.patches for e in examples]),
+        np.concatenate([e.patch_labels for e in examples]),
         np.array([g for e in examples for g in e.grids], np.int32).reshape(-1, 3),
         np.array([SKILL_NAMES.index(skill) for e in examples for skill in e.skills], np.int32),
     )

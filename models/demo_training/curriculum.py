@@ -43,10 +43,11 @@ MAIN_SHARES: dict[str, float] = {
     "counts": 2,
     "positions": 1,
     "sizes": 0.5,
-    "small number": 9,
-    "small word": 9,
-    "digits": 7,
-    "words": 7,
+    "lines": 16,
+    "small number": 5,
+    "small word": 5,
+    "digits": 6,
+    "words": 6,
     "pictures": 5,
     "thinking": 3,
     "small clip": 4,
@@ -65,25 +66,25 @@ assert MAIN_SHARES.keys() >= SKILLS.keys()
 
 # Small pictures teach the tower as much as large ones, for a fraction of the work; clips teach it no more.
 SMALL_SHARES: dict[str, float] = {
-    "small scene": 24,
-    "small crowd": 11,
-    "first digit": 8,
-    "small number": 14,
-    "small word": 12,
-    "small clip": 3,
+    "small scene": 22,
+    "small crowd": 10,
+    "lines": 24,
+    "small number": 8,
+    "small word": 5,
+    "small clip": 4,
     "several": 6,
-    "chat": 3,
+    "chat": 2,
     "refusal": 1,
-    "sums": 6,
-    "copies": 5,
-    "errands": 3,
-    "json": 2,
+    "sums": 7,
+    "copies": 6,
+    "errands": 4,
+    "json": 1,
 }
 
 # (steps, shares) of the stages before the main diet.
 STAGES: tuple[tuple[int, dict[str, float]], ...] = (
-    (60, {"first thing": 1}),
-    (300, SMALL_SHARES),
+    (250, {"first thing": 3, "first digit": 1}),
+    (600, SMALL_SHARES),
 )
 
 SOURCES: dict[str, Skill] = SKILLS | FIRST_LOOKS | LESSONS

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from api.media.sampling import VideoFacts, choose_frames, timestamps
 from api.media.timestamp import TimestampFont
 from api.template import ChatTemplate
 from api.tokenizer import Tokenizer, load_tokenizer
+from engine.errors import RequestError
 from models.demo_training import config
+from models.demo_training.regions import patch_labels
 from models.demo_training.sample import Clip, Message, Sample, Target
 
 Grid = tuple[int, int, int]
@@ -43,6 +46,7 @@ class Example:
     positions    [3, L] int32, rows t, h, w
     token_types  [L] uint8, 1 for vision experts
     patches      [P, 588] uint8 of all media in prompt order
+    patch_labels [P, 2] uint8, what each patch shows; see regions.py
     grids        (frames, patch rows, patch columns) per picture or clip
     """
 
@@ -53,6 +57,7 @@ class Example:
     positions: np.ndarray
     token_types: np.ndarray
     patches: np.ndarray
+    patch_labels: np.ndarray
     grids: list[Grid]
 
     @property
@@ -104,6 +109,9 @@ class Encoder:
             placed,
             (token_ids >= self._media_ids.patch).astype(np.uint8),
             np.concatenate(patches) if patches else np.empty((0, PATCH_BYTES), np.uint8),
+            np.concatenate([_labels(*pair) for pair in zip(sample.media, grids, strict=True)])
+            if patches
+            else np.empty((0, 2), np.uint8),
             grids,
         )
 
@@ -147,12 +155,17 @@ class Encoder:
 
     def _rendered(self, sample: Sample, num_messages: int, thinks: bool | None) -> str:
         """The first messages; thinks: None for no generation prompt."""
-        return self._template.render(
+        render = partial(
+            self._template.render,
             [_template_message(m) for m in sample.messages[:num_messages]],
             sample.tools,
             {"enable_thinking": bool(thinks)},
             add_generation_prompt=thinks is not None,
         )
+        try:
+            return render()
+        except RequestError:  # a request has seconds, and this process may have been paused meanwhile
+            return render()
 
     def _prompt(self, rendered: str, remaining: Iterator[Grid]) -> list[int]:
         ids: list[int] = []
@@ -190,13 +203,7 @@ class Encoder:
     def _cut(self, item: Image.Image | Clip) -> tuple[np.ndarray, Grid]:
         if isinstance(item, Clip):
             return self._cut_clip(item)
-        height, width = smart_resize(
-            item.height, item.width, self.options.image_min_pixels, self.options.image_max_pixels
-        )
-        grid = (1, height // 14, width // 14)
-        patches = np.empty((grid[1] * grid[2], PATCH_BYTES), np.uint8)
-        write_patches(resize(item, height, width), patches)
-        return patches, grid
+        return cut_picture(item)
 
     def _cut_clip(self, clip: Clip) -> tuple[np.ndarray, Grid]:
         """Choose frames, stamp them, and make their number even by repeating the last (5.2 to 5.4)."""
@@ -216,6 +223,20 @@ class Encoder:
         if even > len(indices):
             patches[-1] = patches[-2]
         return patches.reshape(-1, PATCH_BYTES), grid
+
+
+def _labels(item: Image.Image | Clip, grid: Grid) -> np.ndarray:
+    frames, rows, columns = grid
+    return np.tile(patch_labels(None if isinstance(item, Clip) else item, rows, columns), (frames, 1))
+
+
+def cut_picture(image: Image.Image) -> tuple[np.ndarray, Grid]:
+    """[P, 588] uint8 in the order of the windows, and the grid."""
+    height, width = smart_resize(image.height, image.width, config.MIN_IMAGE_PIXELS, config.MAX_IMAGE_PIXELS)
+    grid = (1, height // 14, width // 14)
+    patches = np.empty((grid[1] * grid[2], PATCH_BYTES), np.uint8)
+    write_patches(resize(image, height, width), patches)
+    return patches, grid
 
 
 def _template_message(message: Message) -> Message:

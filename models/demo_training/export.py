@@ -34,7 +34,7 @@ def export(run: Path, out: Path, sizes: TinyModel | None = None) -> None:
     found = checkpoint.latest(run / "checkpoint")
     if found is None:
         raise RuntimeError(f"{run} has no checkpoint; train one first.")
-    trained = load_file(found / "weights.safetensors")
+    trained = {n: t for n, t in load_file(found / "weights.safetensors").items() if "patch_head" not in n}
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted((run / "tokenizer").iterdir()):
         shutil.copyfile(file, out / file.name)

@@ -108,11 +108,13 @@ class Feed:
         self.close()
 
     def _read(self, pipe: IO[bytes], steps: queue.Queue[list[MicroBatch] | None]) -> None:
-        for step in _read_steps(pipe):
-            if self._closed.is_set():
-                return
-            steps.put(step)
-        steps.put(None)
+        try:
+            for step in _read_steps(pipe):
+                if self._closed.is_set():
+                    return
+                steps.put(step)
+        finally:
+            steps.put(None)
 
 
 def _widen(pipe: IO[bytes] | None) -> None:

@@ -15,27 +15,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from models.demo_training.collate import MicroBatch
-from models.demo_training.config import demo_model, preprocessor_config
+from models.demo_training.config import demo_model
 from models.demo_training.fast_decoder import Packing, decode, pack
 from models.demo_training.fast_vision import plan_vision, see
 from models.demo_training.model import Model
-
-_PER_CHANNEL = 14 * 14
-
-
-class Normaliser:
-    """uint8 patches to the floats that the tower was specified for: (u8 / 255 - mean) / std per channel."""
-
-    def __init__(self, device: torch.device) -> None:
-        settings = preprocessor_config()
-        mean, std = (
-            torch.tensor(settings[key], device=device).repeat_interleave(_PER_CHANNEL)
-            for key in ("image_mean", "image_std")
-        )
-        self._scale, self._shift = 1 / (255 * std), mean / std
-
-    def __call__(self, patches: torch.Tensor) -> torch.Tensor:
-        return patches.float() * self._scale - self._shift
+from models.demo_training.pixels import Normaliser
 
 
 @dataclass
@@ -43,6 +27,7 @@ class DeviceMedia:
     """Pictures and clips on the device, patches sorted for the tower; what loops need is on the CPU."""
 
     patches: torch.Tensor  # [P, 588] uint8
+    labels: torch.Tensor  # [P, 2] uint8
     coordinates: torch.Tensor  # [P, 2]
     back: torch.Tensor  # [P] to prompt order
     bounds: torch.Tensor  # [segments + 1] int32, CPU
@@ -93,6 +78,7 @@ def _media_to_device(batch: MicroBatch, device: torch.device) -> DeviceMedia:
     plan = plan_vision([tuple(grid) for grid in batch.grids.tolist()])
     return DeviceMedia(
         _move(batch.patches[plan.order], device),
+        _move(batch.patch_labels[plan.order], device),
         _move(plan.coordinates, device),
         _move(plan.back, device),
         torch.from_numpy(plan.bounds),

@@ -89,6 +89,7 @@ def _left_padded(batch: MicroBatch) -> MicroBatch:
         take(batch.positions, np.broadcast_to(source, batch.positions.shape), 2),
         take(batch.token_types, source, 1),
         batch.patches,
+        batch.patch_labels,
         batch.grids,
         batch.skills,
     )

@@ -10,6 +10,9 @@ from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGener
 
 from models.demo_training.experts import IMPLEMENTATION
 from models.demo_training.fast_vision import pair_frames
+from models.demo_training.pixels import Normaliser
+from models.demo_training.regions import NUM_COLOURS, NUM_FORMS
+from models.demo_training.whitening import drawn_patches, whitening
 from models.tiny_config import TinyModel, transformers_config
 
 Model = Ernie4_5_VLMoeForConditionalGeneration
@@ -23,7 +26,9 @@ _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "down_proj", "attn.pro
 def build_model(sizes: TinyModel, seed: int, device: str = "cpu") -> Model:
     """A freshly initialised model in training mode."""
     model: Any = Model(hugging_face_config(sizes))
+    model.patch_head = torch.nn.Linear(sizes.vision_hidden, NUM_FORMS + NUM_COLOURS)
     initialise(model, seed)
+    _let_see(model)
     model.model.resampler_model._temporal_slicing = pair_frames
     trained: Model = model.to(device).train()
     return trained
@@ -38,6 +43,15 @@ def hugging_face_config(sizes: TinyModel) -> Ernie4_5_VLMoeConfig:
     config._attn_implementation = "sdpa"
     config._experts_implementation = IMPLEMENTATION
     return config
+
+
+@torch.no_grad()
+def _let_see(model: Any) -> None:
+    """The patch embedding is not trained; see whitening.py."""
+    embedding = model.model.vision_tower.patch_embed.proj
+    pixels = Normaliser(torch.device("cpu"))(torch.as_tensor(drawn_patches()))
+    embedding.weight.copy_(whitening(pixels, len(embedding.weight)))
+    embedding.weight.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from models.demo_training.collate import SKILL_NAMES
 
 
@@ -25,6 +27,10 @@ class Reporter:
             self._losses[SKILL_NAMES[skill]].append(loss)
             self._exact[SKILL_NAMES[skill]].append(is_exact)
 
+    def add_seeing(self, loss: torch.Tensor) -> None:
+        """The tower's own loss of a micro-batch."""
+        self._seeing.append(float(loss.detach()))
+
     @property
     def is_due(self) -> bool:
         return self.has_news and time.monotonic() - self._since >= self._every
@@ -41,16 +47,17 @@ class Reporter:
         per_second = count / max(1e-9, time.monotonic() - self._since)
         losses = {skill: sum(v) / len(v) for skill, v in sorted(self._losses.items())}
         exact = {skill: sum(v) / len(v) for skill, v in sorted(self._exact.items())}
+        seeing = sum(self._seeing) / max(1, len(self._seeing))
         left = seconds * (1 - done) / done if done > 0 else 0.0
         mean = sum(sum(v) for v in self._losses.values()) / max(1, count)
         print(
             f"step {step}  {samples} samples  {100 * done:.1f} %  {per_second:.1f}/s  left {_clock(left)}  "
-            f"lr {rate:.1e}  loss {mean:.3f}  "
+            f"lr {rate:.1e}  loss {mean:.3f}  patches {seeing:.3f}  "
             + " ".join(f"{skill} {loss:.2f}/{100 * exact[skill]:.0f}%" for skill, loss in losses.items()),
             flush=True,
         )
         entry = {"step": step, "samples": samples, "done": done, "seconds": seconds, "rate": per_second}
-        self.log({**entry, "loss": losses, "exact": exact, **extra})
+        self.log({**entry, "loss": losses, "seeing": seeing, "exact": exact, **extra})
         self._reset()
 
     def log(self, entry: dict[str, Any]) -> None:
@@ -60,6 +67,7 @@ class Reporter:
     def _reset(self) -> None:
         self._losses: dict[str, list[float]] = defaultdict(list)
         self._exact: dict[str, list[bool]] = defaultdict(list)
+        self._seeing: list[float] = []
         self._since = time.monotonic()
 
 

@@ -1,7 +1,7 @@
 """What a generator gives: one question with its pictures, the right answer, and how to judge an answer.
 
 Also where randomness comes from: a generator gets a `random.Random` made by `rng_for`, and nothing else, so
-a sample is a function of (space, seed, skill, index). Training, evaluation and tokenizer draw from
+a sample is a function of (space, seed, skill, index). Training, evaluation and the rest draw from
 different spaces, which is what keeps their samples apart. How a sample becomes tokens is in encode.py.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-Space = Literal["training", "evaluation", "tokenizer"]
+Space = Literal["training", "evaluation", "tokenizer", "whitening"]
 Checker = Callable[[str], bool]
 Message = dict[str, Any]  # OpenAI chat form; media parts carry the picture itself, see `picture` and `video`
 

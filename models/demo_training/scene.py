@@ -16,9 +16,11 @@ from PIL import Image
 from models.demo_training import drawing
 from models.demo_training.finish import SINGLE, finish, picture_size
 from models.demo_training.names import COLOURS, PLACES, SHAPES, Language, a_thing, join, thing
+from models.demo_training.regions import Region, describe
 
 MAX_TILT = 0.22  # radians; more would turn a square into a diamond
 MIN_RADIUS_PIXELS = 8.0
+INNER = 0.75  # of the radius: half the side of the box that a thing fills
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,12 @@ class Scene:
                 t.tilt,
             )
         image = drawing.halve(canvas)
-        return finish(rng, image) if worn else image
+        image = finish(rng, image) if worn else image
+        return describe(image, [self._region(t) for t in self.things])
+
+    def _region(self, t: Thing) -> Region:
+        across, down = (INNER * t.radius * min(self.size) / side for side in self.size)
+        return Region(t.shape, t.colour, t.x - across, t.y - down, t.x + across, t.y + down)
 
 
 def place_things(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,17 @@ from models.demo_training.evaluate import evaluate
 from models.demo_training.fake_quant import quantised
 from models.demo_training.feed import Feed, FeedSettings
 from models.demo_training.forward import Normaliser, answer_losses, to_device
+from models.demo_training.helper import Helpers
 from models.demo_training.low_precision import LowPrecision
 from models.demo_training.model import build_model
 from models.demo_training.optimizer import MuonAdam
 from models.demo_training.progress import Reporter
+from models.demo_training.regions import Tutor
 from models.demo_training.scores import table
 from models.demo_training.skills import SKILLS
 from models.demo_training.tokenizer import write_tokenizer_folder
 
+TUTOR_SHARE = 0.5  # of the loss on patches, beside that on answers
 FINAL_RATE = 0.01  # of the peak, at the end of the run
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -49,11 +53,11 @@ class Settings:
     model: str = "demo"  # or "mini"
     samples: int = 0  # length of the run; or
     minutes: float = 0.0  # of training over all calls
-    samples_per_step: int = 96
-    learning_rate: float = 0.02  # of Muon; the rest takes a tenth
-    warmup_steps: int = 50
-    decay_from: float = 0.6  # share of the run after which the rate falls to nothing
-    quantise_from: float = 0.85  # share of the run after which experts train as int4
+    samples_per_step: int = 48
+    learning_rate: float = 0.006  # of Muon; the rest takes half
+    warmup_steps: int = 20
+    decay_from: float = 0.7  # share of the run after which the rate falls to nothing
+    quantise_from: float = 0.9  # share of the run after which experts train as int4
     only: tuple[str, ...] = ()
     max_tokens: int = 4096  # of a micro-batch
     max_patches: int = 6144
@@ -62,6 +66,7 @@ class Settings:
     device: str = "cpu"
     threads: int = 0  # of PyTorch; 0 for its own choice
     workers: int = 1
+    helpers: int = 0  # further processes that compute gradients; see helper.py
     stop_after: float = 0.0  # minutes of this call
     save_every: float = 3.0  # minutes
     evaluate_every: float = 10.0  # minutes; 0 for never
@@ -72,7 +77,7 @@ class Settings:
 class Trainer:
     """Model, optimizer and how far they are; `run` goes on until the run is over or the call's time is up."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, is_helper: bool = False) -> None:
         self.settings = settings
         self.device = torch.device(settings.device)
         sizes = {"demo": demo_model, "mini": mini_model}[settings.model]()
@@ -80,6 +85,7 @@ class Trainer:
         self.computing = LowPrecision(self.model, DTYPES[settings.dtype])
         self.optimizer = MuonAdam(checkpoint.trained_parameters(self.model), settings.learning_rate)
         self.balancer = LoadBalancer(self.model, self.computing.copy)
+        self.tutor = Tutor(self.computing.copy)
         self.normalise = Normaliser(self.device)
         self.progress = Progress(settings.seed)
         self._folder = settings.out / "checkpoint"
@@ -88,6 +94,8 @@ class Trainer:
             write_tokenizer_folder(self._tokenizer)
         self._go_on()
         self.reporter = Reporter(settings.out / "log.jsonl", settings.report_every)
+        count = 0 if is_helper else settings.helpers
+        self.helpers = Helpers(count, sys.argv[1:], self.model.parameters())
 
     def run(self) -> None:
         began, before = time.monotonic(), self.progress.seconds
@@ -106,6 +114,7 @@ class Trainer:
                 if every and now - evaluated > every:
                     self.evaluate()
                     evaluated = time.monotonic()
+        self.helpers.close()
         if self.reporter.has_news:
             self._report()
         self.save()
@@ -131,23 +140,34 @@ class Trainer:
         rate = learning_rate(self.settings, self.progress.step, self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._refresh()
-        num_answers = sum(len(batch.skills) for batch in batches)
-        pending = [self._backward(batch, num_answers) for batch in batches]
+        num_answers = self.gradients(batches)
+        self.progress.answers += self.helpers.add_to(num_answers)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.balancer.update()
-        for batch, losses, exact in pending:  # read only now: every read waits for the device
-            self.reporter.add(batch.skills.tolist(), losses.tolist(), exact.tolist())
         self.progress.step += 1
         self.progress.samples += self.settings.samples_per_step
+        self.helpers.publish(self.progress)
+
+    def gradients(self, batches: list[MicroBatch]) -> int:
+        """Leaves the mean over all answers in the parameters; returns how many answers there are."""
+        self._refresh()
+        num_answers = sum(len(batch.skills) for batch in batches)
+        pending = [self._backward(batch, num_answers) for batch in batches]
+        for batch, losses, exact in pending:  # read only now: every read waits for the device
+            self.reporter.add(batch.skills.tolist(), losses.tolist(), exact.tolist())
+        return num_answers
 
     def _backward(self, batch: MicroBatch, num_answers: int) -> tuple[MicroBatch, torch.Tensor, torch.Tensor]:
         """An answer weighs by the square root of its length: neither digits nor tool calls drown."""
-        sums, counts, exact = answer_losses(
-            self.computing.copy, self.normalise, to_device(batch, self.device)
-        )
-        (sums / counts.sqrt()).sum().div(num_answers).backward()
+        moved = to_device(batch, self.device)
+        sums, counts, exact = answer_losses(self.computing.copy, self.normalise, moved)
+        loss = (sums / counts.sqrt()).sum().div(num_answers)
+        if moved.media is not None:
+            seeing = self.tutor.loss(moved.media.labels)
+            self.reporter.add_seeing(seeing)
+            loss = loss + TUTOR_SHARE * seeing * len(batch.skills) / num_answers
+        loss.backward()
         self.computing.collect()
         return batch, (sums / counts).detach(), exact
 
@@ -222,7 +242,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
     for name in ("device", "init_from", "dtype"):
         parser.add_argument(_flag(name), default=getattr(default, name))
     for name in ("seed", "samples", "samples_per_step", "warmup_steps", "max_tokens", "max_patches",
-                 "evaluation_samples", "threads"):  # fmt: skip
+                 "evaluation_samples", "threads", "helpers"):  # fmt: skip
         parser.add_argument(_flag(name), type=int, default=getattr(default, name))
     for name in ("minutes", "learning_rate", "decay_from", "quantise_from", "stop_after", "save_every",
                  "evaluate_every", "report_every"):  # fmt: skip

@@ -152,7 +152,7 @@ def test_first_looks_are_right_and_stand_for_skills_that_are_evaluated():
             assert sample.skill in SKILLS and sample.checker(sample.answer) and not sample.thinks
 
 
-def test_training_starts_with_one_picture_of_one_thing_and_ends_with_every_skill():
-    assert shares_at(0).keys() == {"first thing"}
+def test_training_starts_with_a_picture_of_one_thing_or_digit_and_ends_with_every_skill():
+    assert shares_at(0).keys() == {"first thing", "first digit"}
     assert shares_at(10**7).keys() >= SKILLS.keys() and min(shares_at(10**7).values()) > 0
     assert shares_at(5, only=("motion",)).keys() == {"motion"}

@@ -57,6 +57,7 @@ LESSONS: dict[str, Skill] = {
     "crowd": lessons.crowd,
     "size lesson": lessons.sizes,
     "several": lessons.several,
+    "lines": lessons.lines,
     "small number": lessons.small_number,
     "small word": lessons.small_word,
     "small clip": lessons.small_clip,

@@ -10,7 +10,8 @@ import json
 import random
 from collections.abc import Callable
 
-from models.demo_training.dialogue import Exercise, lesson, pick_language
+from models.demo_training.checkers import says_exactly
+from models.demo_training.dialogue import Exercise, lesson, pick_language, vary
 from models.demo_training.finish import SEVERAL, picture_size
 from models.demo_training.names import SHAPES, Language
 from models.demo_training.sample import Sample, picture, taught, user
@@ -105,6 +106,23 @@ def several(rng: random.Random) -> Sample:
     ]
     exercises = _different(rng, makes, (2, 3), rng.randint(3, 5))
     return lesson(rng, language, exercises, [picture(s.render(rng)) for s in scenes])
+
+
+def lines(rng: random.Random) -> Sample:
+    """Several numbers and words below each other: many letters to learn from one picture."""
+    language = pick_language(rng)
+    numbers = rng.choice((1.0, 0.5, 0.0))
+    written = [
+        reading.random_number(rng) if rng.random() < numbers else reading.random_word(rng)
+        for _ in range(rng.randint(2, 5))
+    ]
+    question = vary(
+        rng, language, ("Read all lines.", "Read everything line by line."), ("逐行读出。", "读出所有的行。")
+    )
+    answer = "\n".join(written)
+    shown = picture(reading.lines_picture(rng, written, rng.randint(84, 140)))
+    skill = "digits" if numbers == 1.0 else "words"
+    return Sample(skill, [user(shown, question)], answer, says_exactly(answer), spelled=answer)
 
 
 def small_number(rng: random.Random) -> Sample:

@@ -13,6 +13,7 @@ from models.demo_training.dialogue import Exercise, conversation, in_language, p
 from models.demo_training.finish import finish, picture_size
 from models.demo_training.lexicon import WORDS, letters
 from models.demo_training.names import SHAPES, Language
+from models.demo_training.regions import Region, describe
 from models.demo_training.sample import Sample, picture
 
 SIDES = (84, 240)
@@ -42,6 +43,7 @@ ASK_WORD = (
     ("图中写的是什么单词？", "读出这个单词。", "图片里写了什么？", "上面写着什么？"),
 )
 INK_CONTRAST = 150.0  # thin strokes need more than filled shapes do
+_USUAL_WIDTH = {"i": 0.5, "j": 0.55, "l": 0.5, "f": 0.65, "t": 0.7, "r": 0.75, "m": 1.6, "w": 1.45}
 INK = ("black", "white", "red", "green", "blue", "purple", "brown", "orange")
 
 
@@ -110,7 +112,20 @@ def text_picture(
     if rng.random() < with_shape:
         _shape_beside(rng, canvas, (left, top, left + stamp.width, top + stamp.height), background)
     canvas.paste(stamp, (left, top), stamp)
-    return finish(rng, canvas)
+    return describe(finish(rng, canvas), letter_regions(written, (left, top), stamp.size, size))
+
+
+def letter_regions(
+    written: str, corner: tuple[int, int], stamp: tuple[int, int], size: tuple[int, int]
+) -> list[Region]:
+    """Characters share the stamp's width by how wide they usually are; near enough for patches."""
+    widths = [_USUAL_WIDTH.get(c.lower(), 1.0) * (1.25 if c.isupper() else 1.0) for c in written]
+    edges = [corner[0] + stamp[0] * sum(widths[:i]) / sum(widths) for i in range(len(written) + 1)]
+    top, bottom = corner[1] / size[1], (corner[1] + stamp[1]) / size[1]
+    return [
+        Region(c, None, left / size[0], top, right / size[0], bottom)
+        for c, left, right in zip(written, edges, edges[1:], strict=False)
+    ]
 
 
 def _fitting_stamp(
@@ -143,6 +158,34 @@ def render_text(
         if degrees
         else stamp
     )
+
+
+def lines_picture(rng: random.Random, written: list[str], width: int) -> Image.Image:
+    """One text below the other, each with a face, a size, an ink and a place of its own."""
+    background = drawing.background_for(rng, [rng.choice(INK)], INK_CONTRAST)
+    inks = [i for i in INK if drawing.distance(drawing.RGB[i], background) >= INK_CONTRAST]
+    stamps = [
+        _line_stamp(rng, text, width - 4, drawing.jitter(rng, drawing.RGB[rng.choice(inks)]))
+        for text in written
+    ]
+    gaps = [rng.randint(2, 9) for _ in range(len(stamps) + 1)]
+    size = (width, max(56, sum(gaps) + sum(stamp.height for stamp in stamps)))
+    canvas = drawing.halve(drawing.blank(rng, size, background))
+    top, regions = gaps[0], []
+    for text, stamp, gap in zip(written, stamps, gaps[1:], strict=True):
+        left = rng.randint(0, width - stamp.width)
+        canvas.paste(stamp, (left, top), stamp)
+        regions += letter_regions(text, (left, top), stamp.size, size)
+        top += stamp.height + gap
+    return describe(finish(rng, canvas), regions)
+
+
+def _line_stamp(rng: random.Random, text: str, width: int, ink: drawing.Colour) -> Image.Image:
+    while True:
+        height = rng.randint(MIN_TEXT_HEIGHT, 2 * MIN_TEXT_HEIGHT)
+        stamp = render_text(text, fonts.random_face(rng), height, ink, 0.0)
+        if stamp.width <= width:
+            return stamp
 
 
 def _shape_beside(
