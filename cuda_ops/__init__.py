@@ -17,6 +17,7 @@ from cuda_ops.embedding import embed_tokens, scatter_rows
 from cuda_ops.linear import bias_activation, cast, linear
 from cuda_ops.moe import moe_experts, moe_workspace_bytes, route_experts, routing_workspace_bytes
 from cuda_ops.norms import add_rms_norm, layer_norm, rms_norm, silu_mul
+from cuda_ops.pack import can_pack, pack_panels
 from cuda_ops.peer_group import PeerGroup
 from cuda_ops.pixels import normalize_pixels
 from cuda_ops.quantize import quantize_int4, quantize_int8
@@ -38,6 +39,7 @@ __all__ = [
     "attention_plan_bytes",
     "attention_tasks",
     "bias_activation",
+    "can_pack",
     "cast",
     "embed_tokens",
     "emulated_device",
@@ -46,6 +48,7 @@ __all__ = [
     "moe_experts",
     "moe_workspace_bytes",
     "normalize_pixels",
+    "pack_panels",
     "paged_attention",
     "plan_attention",
     "quantize_int4",

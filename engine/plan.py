@@ -126,7 +126,7 @@ def make_plan(config: ServerConfig, model: ModelConfig, machine: Machine) -> Pla
         block_size=config.block_size,
         usable=machine.per_rank(world, config.gpu_memory_utilization),
         process=machine.rank_process,
-        weights=weight_bytes(model, world, config.quantization, dtype),
+        weights=weight_bytes(model, world, config.quantization, dtype, is_host=machine.is_host),
         step=step_bytes(model, world, step_tokens, samples, dtype),
         vision=vision_bytes(model, patches, dtype),
         image_cache=config.image_cache if model.vision is not None else 0,

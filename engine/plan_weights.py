@@ -32,18 +32,27 @@ class _Linear(NamedTuple):
 
 
 def weight_bytes(
-    model: ModelConfig, world: int, quantization: Quantization, dtype: Dtype = "bfloat16"
+    model: ModelConfig,
+    world: int,
+    quantization: Quantization,
+    dtype: Dtype = "bfloat16",
+    *,
+    is_host: bool = False,
 ) -> dict[str, int]:
     """Bytes per rank of every component the model has, in the order of a forward pass; "scales" are last.
 
-    `dtype` is that of what is never quantised. Tying and shared experts that are still open count as untied
-    and as none. Raises ConfigError when no int4 group divides a rank's width.
+    `dtype` is that of what is never quantised; on a host the head of a quantised model is int8. Tying and
+    shared experts that are still open count as untied and as none. Raises ConfigError when no int4 group
+    divides a rank's width.
     """
     size = DTYPE_BYTES[dtype]
     found: dict[str, int] = {"embedding": _vocabulary(model, world) * size}
-    if not model.tie_word_embeddings:
-        found["head"] = found["embedding"]
     scales = 0
+    if is_host and quantization not in ("auto", "bfloat16"):
+        found["head"] = _vocabulary(model, world)
+        scales = _vocabulary(model, world) // model.hidden_size * _SCALE_BYTES
+    elif not model.tie_word_embeddings:
+        found["head"] = found["embedding"]
     for linear in _decoder_linears(model, world):
         data, scale = _linear_bytes(linear, quantization, size, has_experts=bool(model.num_experts))
         found[linear.component] = found.get(linear.component, 0) + data

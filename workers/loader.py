@@ -12,13 +12,14 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
 import msgspec
 import numpy as np
 
+import cuda_ops
 from cuda_ops import Weight
 from engine.config import ServerConfig
 from engine.model_config import ModelConfig, effective_quantization
@@ -38,7 +39,7 @@ from workers.model.weights import (
     VisionWeights,
 )
 from workers.parallel import Share, share_of
-from workers.quant import Format, activation_dtype, format_of
+from workers.quant import Format, activation_dtype, format_of, head_format
 from workers.shards import Part, part_of
 from workers.weight_cache import WeightCache
 from workers.weight_cache_key import cache_key
@@ -220,9 +221,13 @@ class _Builder:
 
     def _ends(self) -> tuple[Tensor, Tensor, Weight]:
         """Embedding, last norm, head."""
-        embedding = self._vocab_rows("embed_tokens.weight")
-        head = embedding if self._model.tie_word_embeddings else self._vocab_rows("lm_head.weight")
-        return embedding, self._vector("norm.weight"), Weight(self._dtype, head)
+        form = head_format(self._quantization, self._dtype, self._device.is_gpu)
+        is_tied, is_plain = self._model.tie_word_embeddings, form.kind == self._dtype
+        head = None if is_plain else self._allocate(form, (len(self._share.vocab), self._model.hidden_size))
+        embedding = self._vocab_rows("embed_tokens.weight", head if is_tied else None)
+        rows = embedding if is_tied else self._vocab_rows("lm_head.weight", head)
+        norm = self._vector("norm.weight")
+        return embedding, norm, Weight(self._dtype, rows) if head is None else self._as_kept(head)
 
     def _layer(self, layer: int) -> LayerWeights:
         root = f"layers.{layer}"
@@ -313,7 +318,7 @@ class _Builder:
         tensor = self._tensors[name]
         weight = self._allocate(self._format(tensor), self._part(tensor).shape)
         self._fill(tensor, weight)
-        return weight
+        return self._as_kept(weight)
 
     def _stack(self, names: Sequence[str]) -> Weight:
         """Equal matrices stacked into one weight of shape [len(names), N, K]."""
@@ -321,10 +326,10 @@ class _Builder:
         stack = self._allocate(self._format(first), (len(names), *self._part(first).shape))
         for index, name in enumerate(names):
             self._fill(self._tensors[name], self._entry(stack, index))
-        return stack
+        return self._as_kept(stack)
 
-    def _vocab_rows(self, name: str) -> Tensor:
-        """[V_local, H]; the rows that pad the vocabulary stay zero."""
+    def _vocab_rows(self, name: str, quantised: Weight | None = None) -> Tensor:
+        """[V_local, H], also as int8 where a weight for it is given; rows that pad the vocabulary are 0."""
         tensor = self._tensors[name]
         part = self._part(tensor)
         shape = len(self._share.vocab), self._model.hidden_size
@@ -332,8 +337,16 @@ class _Builder:
         rows = (
             self._device.zeros(shape, self._dtype) if is_padded else lasting(self._device, shape, self._dtype)
         )
+
+        def quantise() -> None:
+            if quantised is not None:
+                cuda_ops.quantize_int8(rows, quantised.data, quantised.scales)
+                self._pack(quantised)
+
         if part.num_rows:
-            self._fill(tensor, Weight(self._dtype, rows[: part.num_rows]))
+            self._fill(tensor, Weight(self._dtype, rows[: part.num_rows]), quantise)
+        else:
+            quantise()
         return rows
 
     def _vector(self, name: str, dtype: DtypeName | None = None) -> Tensor:
@@ -348,9 +361,11 @@ class _Builder:
         self._count(tensor)
         return values
 
-    def _fill(self, tensor: LogicalTensor, weight: Weight) -> None:
+    def _fill(self, tensor: LogicalTensor, weight: Weight, then: Callable[[], None] = lambda: None) -> None:
         def job() -> None:
             self._source.fill(tensor, self._part(tensor), weight)
+            self._pack(weight)
+            then()
             self._count(tensor)
 
         self._crew.start(job)
@@ -381,6 +396,20 @@ class _Builder:
         """One matrix of a stack, sharing its memory."""
         scales = None if stack.scales is None else self._row(stack.scales, index)
         return Weight(stack.kind, self._row(stack.data, index), scales, stack.group)
+
+    def _pack(self, weight: Weight) -> None:
+        if self._is_packed(weight):
+            cuda_ops.pack_panels(weight)
+
+    def _as_kept(self, weight: Weight) -> Weight:
+        """The weight as it will be once its parts are filled and packed."""
+        return replace(weight, is_packed=self._is_packed(weight))
+
+    def _is_packed(self, weight: Weight) -> bool:
+        """The CPU multiplies bf16 with packed weights; a GPU has an order of its own."""
+        if self._device.is_gpu or self._dtype != "bfloat16":
+            return False
+        return cuda_ops.can_pack(weight.kind, weight.out_features, weight.in_features, weight.group)
 
     def _row(self, tensor: Tensor, index: int) -> Tensor:
         return self._device.view(tensor[index : index + 1], tuple(tensor.shape[1:]))

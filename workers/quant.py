@@ -5,8 +5,9 @@
     wint8     int8 per row         int8 per row        T                                 fp32
     wint4     int8 per row         int4 in groups      T                                 fp32
 
-In a dense model wint4 means int4 for all decoder linears. A group is 64 inputs, or 32 where a rank's
-width is no multiple of 64. T is the activation dtype. The arithmetic is in cuda_ops (quantize_int8,
+On a CPU the head of a quantised model is int8 per row too: it is a third of what a decode step of a small
+model reads. In a dense model wint4 means int4 for all decoder linears. A group is 64 inputs, or 32 where a
+rank's width is no multiple of 64. T is the activation dtype. The arithmetic is in cuda_ops (quantize_int8,
 quantize_int4). Weights that a checkpoint holds quantised already get the same formats.
 """
 
@@ -44,6 +45,11 @@ class Format:
 def activation_dtype(config: ServerConfig, model: ModelConfig) -> Literal["float32", "bfloat16"]:
     """T: what --dtype says, or the checkpoint's."""
     return model.dtype if config.dtype == "auto" else config.dtype
+
+
+def head_format(quantization: Quantization, dtype: Literal["float32", "bfloat16"], is_gpu: bool) -> Format:
+    """The format of the head; what it is tied to keeps the activation dtype."""
+    return Format(dtype if is_gpu or quantization in ("auto", "bfloat16") else "int8")
 
 
 def format_of(

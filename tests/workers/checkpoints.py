@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import TensorSpec, serialize_file
 
+from cuda_ops import Weight
 from engine.config import ServerConfig
 from engine.model_config import ModelConfig, read_model_config
 from models.tiny_config import Layout, MediaIds, TinyModel, config_json
@@ -124,12 +125,15 @@ def load(folder: Path, rank: int = 0, world: int = 1, **settings: Any) -> ModelW
 
 
 def arrays_of(weights: Any) -> dict[str, np.ndarray]:
-    """Every tensor by its path (`decoder.layers.1.mlp.pools.0.0.data`), bf16 as fp32."""
+    """Every tensor by its path (`decoder.layers.1.mlp.pools.0.0.data`): bf16 as fp32, packed ones in rows."""
     return dict(_walk(weights, ""))
 
 
 def _walk(value: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
-    if is_dataclass(value):
+    if isinstance(value, Weight) and value.is_packed:
+        data, scales = rows_of(value)
+        yield from ((f"{path}.data", data), (f"{path}.scales", scales))
+    elif is_dataclass(value):
         for field in fields(value):
             yield from _walk(getattr(value, field.name), f"{path}.{field.name}" if path else field.name)
     elif isinstance(value, list | tuple):
@@ -137,3 +141,16 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
             yield from _walk(item, f"{path}.{index}")
     elif hasattr(value, "__dlpack__"):
         yield path, PaddleCpu().download(value)
+
+
+def rows_of(weight: Weight) -> tuple[np.ndarray, np.ndarray]:
+    """Data and scales of a packed weight in the order of its rows (cuda_ops/pack.py)."""
+    data, scales = PaddleCpu().download(weight.data), PaddleCpu().download(weight.scales)
+    stack, (rows, row_bytes) = data.shape[:-2], data.shape[-2:]
+    panels = data.view(np.uint8).reshape(*stack, rows // 16, row_bytes // 4, 16, 4)
+    offset = 0x80 if weight.kind == "int8" else 0x88
+    turned = panels.swapaxes(-3, -2).reshape(data.shape) ^ np.uint8(offset)
+    if weight.kind == "int4":
+        groups = scales.shape[-1]
+        scales = scales.reshape(*stack, rows // 16, groups, 16).swapaxes(-2, -1).reshape(scales.shape)
+    return turned.view(data.dtype), scales

@@ -32,7 +32,9 @@ void check_stacked(const Checks& check, const TensorView& tensor, const std::str
 WeightView check_weight(const Checks& check, const char* name, int64_t kind_index, const TensorView& data,
                         const Optional<TensorView>& scales, int64_t group, Dim* stack, Dim& out_features,
                         Dim& in_features) {
-  const WeightKind kind = WeightKind(kind_index);
+  constexpr int64_t kPacked = 16;  // added to the kind; see Weight.arguments
+  const bool is_packed = kind_index >= kPacked;
+  const WeightKind kind = WeightKind(kind_index % kPacked);
   const std::string prefix = std::string(name) + ".";
   Dim packed("K/2", in_features.value() < 0 ? -1 : in_features.value() / 2);
   const bool is_int4 = kind == WeightKind::int4;
@@ -54,7 +56,7 @@ WeightView check_weight(const Checks& check, const char* name, int64_t kind_inde
     check_stacked(check, *scales, prefix + "scales", stack, out_features, nullptr, kBFloat16);
   }
   const BF16* scale_data = is_quantised ? data_of<BF16>(*scales) : nullptr;
-  return WeightView{kind, data_of(data), scale_data, group, out_features, in_features};
+  return WeightView{kind, data_of(data), scale_data, group, out_features, in_features, is_packed};
 }
 
 }  // namespace octet

@@ -16,6 +16,7 @@ enum class Slot {
   row_pointers,
   panel,  // dequantised or turned weight rows
   panel_scales,
+  wide_panel,  // int4 panels as bytes
   outputs,  // a tile of products before rounding
   keys,
   values,

@@ -2,11 +2,13 @@
 //
 // dot4 adds four products to each lane: unsigned bytes of the lane (weights, offset to be unsigned) times
 // four signed bytes that all lanes share (one row of activations). Every body is exact: the sums are
-// integers.
+// integers. split_nibbles takes 64 bytes of two nibbles each, low ones and high ones apart.
 //
 //   AVX-512 VNNI   vpdpbusd
 //   AVX2           even and odd bytes widened to 16 bits, vpmaddwd (vpmaddubsw would saturate)
 //   otherwise      plain C++
+//
+// store_int8 and store_nibbles narrow sixteen floats that are small integers.
 
 #pragma once
 
@@ -32,7 +34,15 @@ inline I32x16 broadcast_int(int32_t x) {
   return {_mm512_set1_epi32(x)};
 }
 inline Bytes64 load_bytes(const uint8_t* p) {
-  return {_mm512_load_si512(p)};
+  return {_mm512_loadu_si512(p)};
+}
+inline void split_nibbles(const uint8_t* p, Bytes64& low, Bytes64& high) {
+  const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
+  low.v = _mm512_and_si512(both, mask);
+  high.v = _mm512_and_si512(_mm512_srli_epi32(both, 4), mask);
+}
+inline void store_bytes(uint8_t* p, Bytes64 bytes) {
+  _mm512_storeu_si512(p, bytes.v);
 }
 inline Bytes4 load_four(const int8_t* p) {
   int32_t four;
@@ -57,23 +67,28 @@ struct I32x16 {
   __m256i lo, hi;
 };
 struct Bytes64 {
-  __m256i even[2], odd[2];  // 16-bit
+  __m256i half[2];
 };
 struct Bytes4 {
-  __m256i even, odd;
+  __m256i even, odd;  // 16-bit
 };
 
 inline I32x16 broadcast_int(int32_t x) {
   return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
 }
 inline Bytes64 load_bytes(const uint8_t* p) {
-  Bytes64 out;
+  return {{_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))}};
+}
+inline void split_nibbles(const uint8_t* p, Bytes64& low, Bytes64& high) {
+  const __m256i mask = _mm256_set1_epi8(15);
   for (int i = 0; i < 2; ++i) {
-    const __m256i bytes = _mm256_loadu_si256((const __m256i*)(p + 32 * i));
-    out.even[i] = _mm256_and_si256(bytes, _mm256_set1_epi16(0xff));
-    out.odd[i] = _mm256_srli_epi16(bytes, 8);
+    const __m256i both = _mm256_loadu_si256((const __m256i*)(p + 32 * i));
+    low.half[i] = _mm256_and_si256(both, mask);
+    high.half[i] = _mm256_and_si256(_mm256_srli_epi32(both, 4), mask);
   }
-  return out;
+}
+inline void store_bytes(uint8_t* p, const Bytes64& bytes) {
+  for (int i = 0; i < 2; ++i) _mm256_storeu_si256((__m256i*)(p + 32 * i), bytes.half[i]);
 }
 inline Bytes4 load_four(const int8_t* p) {
   int32_t four;
@@ -81,13 +96,17 @@ inline Bytes4 load_four(const int8_t* p) {
   const __m256i bytes = _mm256_set1_epi32(four);
   return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
 }
-inline __m256i dot4(__m256i sums, __m256i even, __m256i odd, const Bytes4& x) {
+inline __m256i dot4(__m256i sums, __m256i weights, const Bytes4& x) {
+  const __m256i even = _mm256_and_si256(weights, _mm256_set1_epi16(0xff));
+  const __m256i odd = _mm256_srli_epi16(weights, 8);
   return _mm256_add_epi32(sums,
                           _mm256_add_epi32(_mm256_madd_epi16(even, x.even), _mm256_madd_epi16(odd, x.odd)));
 }
 inline I32x16 dot4(I32x16 sums, const Bytes64& weights, const Bytes4& x) {
-  return {dot4(sums.lo, weights.even[0], weights.odd[0], x),
-          dot4(sums.hi, weights.even[1], weights.odd[1], x)};
+  return {dot4(sums.lo, weights.half[0], x), dot4(sums.hi, weights.half[1], x)};
+}
+inline I32x16 operator+(I32x16 a, I32x16 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
 }
 inline F32x16 to_float(I32x16 a) {
 #if defined(__AVX512F__)  // AVX-512 without VNNI
@@ -103,7 +122,7 @@ struct I32x16 {
   int32_t lane[16];
 };
 struct Bytes64 {
-  const uint8_t* p;
+  uint8_t byte[64];
 };
 struct Bytes4 {
   int8_t byte[4];
@@ -115,21 +134,73 @@ inline I32x16 broadcast_int(int32_t x) {
   return out;
 }
 inline Bytes64 load_bytes(const uint8_t* p) {
-  return {p};
+  Bytes64 out;
+  std::memcpy(out.byte, p, 64);
+  return out;
+}
+inline void split_nibbles(const uint8_t* p, Bytes64& low, Bytes64& high) {
+  for (int i = 0; i < 64; ++i) {
+    low.byte[i] = p[i] & 15;
+    high.byte[i] = p[i] >> 4;
+  }
+}
+inline void store_bytes(uint8_t* p, const Bytes64& bytes) {
+  std::memcpy(p, bytes.byte, 64);
 }
 inline Bytes4 load_four(const int8_t* p) {
   return {{p[0], p[1], p[2], p[3]}};
 }
-inline I32x16 dot4(I32x16 sums, Bytes64 weights, Bytes4 x) {
+inline I32x16 dot4(I32x16 sums, const Bytes64& weights, Bytes4 x) {
   for (int i = 0; i < 16; ++i) {
-    for (int b = 0; b < 4; ++b) sums.lane[i] += int32_t(weights.p[4 * i + b]) * x.byte[b];
+    for (int b = 0; b < 4; ++b) sums.lane[i] += int32_t(weights.byte[4 * i + b]) * x.byte[b];
   }
   return sums;
+}
+inline I32x16 operator+(I32x16 a, const I32x16& b) {
+  for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+  return a;
 }
 inline F32x16 to_float(const I32x16& a) {
   return by_lane([&](int i) { return float(a.lane[i]); });
 }
 
 #endif
+
+#if defined(__AVX512F__)
+inline void store_int8(int8_t* p, F32x16 a) {
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+#else
+inline void store_int8(int8_t* p, F32x16 a) {
+  float lanes[16];
+  store(lanes, a);
+  for (int i = 0; i < 16; ++i) p[i] = int8_t(int32_t(lanes[i]));
+}
+#endif
+
+// Eight bytes of two nibbles each, the low one first, of integers in [-8, 7].
+inline void store_nibbles(uint8_t* p, F32x16 a) {
+  int8_t bytes[16];
+  store_int8(bytes, a);
+#if defined(__SSSE3__)
+  const __m128i nibbles = _mm_and_si128(_mm_loadu_si128((const __m128i*)bytes), _mm_set1_epi8(15));
+  const __m128i pairs = _mm_maddubs_epi16(nibbles, _mm_set1_epi16(0x1001));  // low + 16 * high
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(pairs, pairs));
+#else
+  for (int i = 0; i < 8; ++i) p[i] = uint8_t((bytes[2 * i] & 15) | (bytes[2 * i + 1] & 15) << 4);
+#endif
+}
+
+// Each 8 of 16 bytes in the order 0 2 4 6 1 3 5 7.
+inline void evens_first(int8_t* p) {
+#if defined(__SSSE3__)
+  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  _mm_storeu_si128((__m128i*)p, _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)p), order));
+#else
+  int8_t from[16];
+  std::memcpy(from, p, 16);
+  for (int i = 0; i < 16; ++i) p[i / 8 * 8 + i % 2 * 4 + i % 8 / 2] = from[i];
+#endif
+}
 
 }  // namespace octet

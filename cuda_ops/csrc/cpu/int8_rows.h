@@ -16,9 +16,8 @@
 
 #pragma once
 
-#include <cstring>
-
 #include "../common/status.h"
+#include "../common/vec_int8.h"
 #include "../common/vec_math.h"
 #include "../include/weight_view.h"
 
@@ -63,23 +62,18 @@ void quantise_columns(const Int8Layout& layout, const T* x, int64_t first, int64
     });
     const float largest = max_lane(highest);
     const F32x16 inverse = broadcast(largest > kSmallest ? 127.0f / largest : 0.0f);
-    int8_t q[64];
-    int32_t total = 0;
-    for (int64_t i = 0; i < layout.span; i += 16) {
-      const F32x16 steps = round(load(values + i) * inverse);
-      store(values + i, max(broadcast(-127.0f), min(steps, broadcast(127.0f))));  // NaN becomes a number
-    }
-    for (int64_t i = 0; i < layout.span; ++i) q[i] = int8_t(int32_t(values[i]));
-    for (int64_t i = 0; i < layout.span; ++i) total += q[i];
     const int64_t at = (first + begin) / layout.span;
     int8_t* out = layout.data(row) + first + begin;
-    if (layout.is_int4) {
-      for (int64_t i = 0; i < layout.span; ++i) out[i / 8 * 8 + i % 2 * 4 + i % 8 / 2] = q[i];
-    } else {
-      std::memcpy(out, q, size_t(layout.span));
+    F32x16 total = zeros();  // exact: at most 64 * 127
+    for (int64_t i = 0; i < layout.span; i += 16) {
+      const F32x16 steps = round(load(values + i) * inverse);
+      const F32x16 q = max(broadcast(-127.0f), min(steps, broadcast(127.0f)));  // NaN becomes a number
+      store_int8(out + i, q);
+      if (layout.is_int4) evens_first(out + i);
+      total = total + q;
     }
     layout.scales(row)[at] = largest / 127.0f;
-    layout.corrections(row)[at] = -layout.offset() * total;
+    layout.corrections(row)[at] = -layout.offset() * int32_t(sum(total));
   }
 }
 

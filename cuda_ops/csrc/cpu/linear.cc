@@ -41,6 +41,7 @@ void finish_row(const float* sums, const Bias* bias, Activation activation, Out*
 
 Status linear(DType x_type, const void* x, const WeightView& w, DType bias_type, const void* bias,
               Activation activation, DType out_type, void* out, int64_t m) {
+  if (w.is_packed && x_type != DType::bfloat16) return kPackedTakesBfloat16;
   const int64_t n = w.out_features, k = w.in_features;
   const RowForm form(x_type, w);
   const int64_t width = form.panel_width(n);

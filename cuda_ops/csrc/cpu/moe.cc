@@ -226,6 +226,10 @@ Status moe_experts(DType type, const void* x, const int32_t* expert_ids, const f
       return "expert_ids must be -1 or name an expert of the pools";
     }
   }
+  for (int64_t p = 0; p < num_pools; ++p) {
+    const bool is_packed = pools[p].up_gate.is_packed || pools[p].down.is_packed;
+    if (is_packed && type != DType::bfloat16) return kPackedTakesBfloat16;
+  }
   const int64_t block = std::max<int64_t>(16, kProductFloats / std::max<int64_t>(1, top_k * h));
   for (int64_t begin = 0; begin < m; begin += block) {
     const int64_t num_tokens = std::min(block, m - begin);

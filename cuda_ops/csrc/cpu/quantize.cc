@@ -11,10 +11,10 @@
 
 #include "../include/quantize.h"
 
-#include <algorithm>
-#include <cmath>
+#include <cstring>
 
 #include "../common/thread_pool.h"
+#include "../common/vec_int8.h"
 #include "../common/vec_math.h"
 
 namespace octet::cpu {
@@ -35,9 +35,12 @@ BF16 scale_for(float magnitude, float limit) {
   return to_float(scale) > 0.0f ? scale : to_bf16(1.0f);
 }
 
-int quantized(float w, float scale, float limit) {
-  const float q = std::round(w / scale);  // halves away from zero
-  return int(std::clamp(q, -limit, limit));
+// Halves away from zero.
+F32x16 quantized(F32x16 w, F32x16 scale, F32x16 limit) {
+  const F32x16 steps = w / scale, size = max(steps, zeros() - steps), nearest = round(size);
+  const F32x16 away = select_less(size - nearest, broadcast(0.5f), nearest, nearest + broadcast(1.0f));
+  const F32x16 inside = min(away, limit);
+  return select_less(steps, zeros(), zeros() - inside, inside);
 }
 
 }  // namespace
@@ -49,8 +52,12 @@ Status quantize_int8(DType type, const void* weight, int8_t* data, BF16* scales,
       for (int64_t r = begin; r < end; ++r) {
         const T* row = (const T*)weight + r * k;
         scales[r] = scale_for(largest_magnitude(row, k), 127.0f);
-        const float scale = to_float(scales[r]);
-        for (int64_t c = 0; c < k; ++c) data[r * k + c] = int8_t(quantized(to_float(row[c]), scale, 127.0f));
+        const F32x16 scale = broadcast(to_float(scales[r])), limit = broadcast(127.0f);
+        by_sixteen(k, [&](int64_t c, int64_t n) {
+          int8_t q[16];
+          store_int8(q, quantized(load_upto(row + c, n), scale, limit));
+          std::memcpy(data + r * k + c, q, size_t(n));
+        });
       }
     });
   });
@@ -65,12 +72,12 @@ Status quantize_int4(DType type, const void* weight, int64_t group, uint8_t* dat
       for (int64_t g = begin; g < end; ++g) {
         const T* from = (const T*)weight + g * group;
         scales[g] = scale_for(largest_magnitude(from, group), 7.0f);
-        const float scale = to_float(scales[g]);
-        for (int64_t c = 0; c < group; c += 2) {
-          const int low = quantized(to_float(from[c]), scale, 7.0f);
-          const int high = quantized(to_float(from[c + 1]), scale, 7.0f);
-          data[(g * group + c) / 2] = uint8_t((low & 15) | (high & 15) << 4);
-        }
+        const F32x16 scale = broadcast(to_float(scales[g])), limit = broadcast(7.0f);
+        by_sixteen(group, [&](int64_t c, int64_t n) {
+          uint8_t q[8];
+          store_nibbles(q, quantized(load_upto(from + c, n), scale, limit));
+          std::memcpy(data + (g * group + c) / 2, q, size_t(n / 2));
+        });
       }
     });
   });

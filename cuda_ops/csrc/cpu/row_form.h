@@ -15,6 +15,8 @@
 
 namespace octet::cpu {
 
+constexpr Status kPackedTakesBfloat16 = "a packed weight takes bfloat16 activations only";
+
 class RowForm {
  public:
   RowForm(DType x_type, const WeightView& w)

@@ -15,6 +15,7 @@ enum class WeightKind { float32, bfloat16, int8, int4 };
 //   int8                W = q * scales[row]
 //   int4                two's complement nibbles, low nibble = even column; W = q * scales[row, column /
 //   group]
+// is_packed   int8 and int4 only: the same bytes in the order of cpu/int8_panels.h, for bf16 activations
 // q * scale is exact in fp32 (at most 7 + 8 significant bits), so a quantised product with fp32
 // activations has the very bits of the product with the dequantised matrix.
 struct WeightView {
@@ -24,6 +25,7 @@ struct WeightView {
   int64_t group;       // columns per int4 scale
   int64_t out_features;
   int64_t in_features;
+  bool is_packed = false;
 
   int64_t row_bytes() const {
     switch (kind) {
