@@ -76,13 +76,11 @@ def cut_into_units(item: MediaItem) -> list[MediaUnit]:
 
 
 def assign_ranks(units: Sequence[MediaUnit], world: int) -> list[int]:
-    """Who encodes which unit: each goes to the rank with the fewest patches so far, lowest rank first."""
-    load = [0] * world
-    owners = []
-    for unit in units:
-        owner = load.index(min(load))
-        load[owner] += unit.num_patches
-        owners.append(owner)
+    """Who encodes which unit: the largest first, each goes to the rank with the fewest patches so far."""
+    load, owners = [0] * world, [0] * len(units)
+    for index in sorted(range(len(units)), key=lambda index: -units[index].num_patches):
+        owner = owners[index] = load.index(min(load))
+        load[owner] += units[index].num_patches
     return owners
 
 
@@ -237,7 +235,8 @@ class MediaFeatures:
     def _encode_share(self, units: list[MediaUnit], features: list[Tensor]) -> None:
         """Fill one rank's `features`, a bounded number of patches at a time."""
         remaining = iter(features)
-        for pack in packs(units):
+        # A GPU's framework may multiply a row otherwise beside others, so there each unit goes alone (D5).
+        for pack in packs(units, 0 if self._device.is_gpu else PATCHES_PER_CALL):
             outs = [next(remaining) for _ in pack]
             if len(pack) == 1:
                 self._encode_pack(pack, outs[0])
@@ -274,12 +273,12 @@ class MediaFeatures:
         return mapped[first : first + unit.num_patches]
 
 
-def packs(units: Sequence[MediaUnit]) -> Iterator[list[MediaUnit]]:
-    """Consecutive units with at most PATCHES_PER_CALL patches together; a larger one comes alone."""
+def packs(units: Sequence[MediaUnit], most_patches: int = PATCHES_PER_CALL) -> Iterator[list[MediaUnit]]:
+    """Consecutive units with at most `most_patches` patches together; a larger one comes alone."""
     pack: list[MediaUnit] = []
     num_patches = 0
     for unit in units:
-        if pack and num_patches + unit.num_patches > PATCHES_PER_CALL:
+        if pack and num_patches + unit.num_patches > most_patches:
             yield pack
             pack, num_patches = [], 0
         pack.append(unit)

@@ -8,12 +8,15 @@ ignores the batch (design D5). The vision tower keeps its rows: the framework mu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import cuda_ops
 from cuda_ops import TiledWeight, Weight
 from workers.device.base import Device, Tensor
-from workers.model.weights import DecoderWeights, DenseWeights, Matrix, MoeWeights
+from workers.model.weights import DecoderWeights, DenseWeights, MoeWeights
+
+if TYPE_CHECKING:
+    from workers.model.weights import Matrix
 
 
 def tile_decoder(weights: DecoderWeights, device: Device, on_progress: Callable[[], None]) -> None:

@@ -13,20 +13,21 @@ import ctypes
 import itertools
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import cuda_ops
-from cuda_ops.device_library import device_library
-from workers.device.base import Group, Tensor
+from workers.device.base import BYTES_PER_ELEMENT, DtypeName, Group, Tensor
 from workers.device.driver import Driver
 from workers.device.gpu import GpuDevice
 from workers.device.op_watch import watched_ops
-from workers.device.paddle import framework as paddle
+from workers.device.paddle import PaddleCpu
 from workers.device.paddle_gpu import PaddleGpu
 
 Work = Callable[[], None]
+_ALIGNMENT = 256  # bytes, of all memory on a GPU
 STREAM = 7  # any number: what the framework says its stream is
 
 _NOT_READY, _CAPTURING = 600, 900
@@ -43,6 +44,9 @@ class FakeCuda:
         self.failure = 0  # what every wait answers once it is set, as after a kernel that went wrong
         self.is_in_step = False  # waiting is an error meanwhile
         self.num_launches = 0  # of graphs
+        # Memory that the host has freed while work on it is queued: a framework gives it only to later work.
+        self.kept: list[Tensor] = []
+        self.before_work: Work = lambda: None  # what the thread that waits has to do first
         self._queues: dict[int, list[Work]] = defaultdict(list)
         self._recording: dict[int, list[Work]] = {}
         self._graphs: dict[int, list[Work]] = {}
@@ -60,8 +64,11 @@ class FakeCuda:
 
     def drain(self, until: Callable[[], bool] = lambda: False) -> None:
         queue = self._queues[STREAM]
+        self.before_work()
         while queue and not until():
             queue.pop(0)()
+        if not queue:
+            self.kept.clear()
 
     def _wait(self, until: Callable[[], bool] = lambda: False) -> int:
         assert not self.is_in_step, "the host waited for the GPU inside a step"
@@ -217,6 +224,7 @@ class _OnHost(GpuDevice):
         self, rank: int = 0, world: int = 1, group: Group | None = None, cuda: FakeCuda | None = None
     ) -> None:
         self.cuda = cuda or FakeCuda(world)
+        self.cuda.before_work = self._enter
         super().__init__(Driver(rank, self.cuda), rank, world, "cpu")  # type: ignore[call-arg, arg-type]
         if group is not None:
             self.join(FakeGroup(self.cuda, group))
@@ -230,11 +238,15 @@ class _OnHost(GpuDevice):
     def _enter(self) -> None:
         _BY_STREAM.has_context = True
         _BY_STREAM.queue = self.cuda.queue
+        cuda_ops.set_workspace(self._scratch)  # a thread's own, as on a GPU
 
-    def lend_scratch(self, num_bytes: int) -> None:
-        self._scratch = self.empty((num_bytes,), "uint8")
-        if device_library.is_emulated:
-            cuda_ops.set_workspace(self._scratch)
+    def _allocate(self, shape: Sequence[int], dtype: DtypeName) -> Tensor:
+        """As aligned as on a GPU."""
+        size, count = BYTES_PER_ELEMENT[dtype], prod(shape)
+        memory = super()._allocate((count + _ALIGNMENT // size,), dtype)
+        self.cuda.kept.append(memory)
+        first = -memory.data_ptr() % _ALIGNMENT // size
+        return self.view(memory[first : first + count], shape)
 
     def _multiply(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
         self.cuda.queue(lambda: super(_OnHost, self)._multiply(x, weight, out))
@@ -244,12 +256,15 @@ class _OnHost(GpuDevice):
 
 
 class FakePaddleGpu(_OnHost, PaddleGpu):
-    """The Paddle device on a fake GPU."""
+    """The Paddle device on a fake GPU. Paddle computes no bf16 on a CPU: NumPy does it here."""
 
-    def _allocate(self, shape: Any, dtype: Any) -> Tensor:
-        tensor = paddle.empty(list(shape), dtype=dtype)
-        assert tensor.data_ptr() % 64 == 0
-        return tensor
+    def _multiply(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
+        host = PaddleCpu()
+        self.cuda.queue(lambda: host.write(out, host.download(x) @ host.download(weight).T))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        host = PaddleCpu()
+        self.cuda.queue(lambda: host.write(x, host.download(x) + host.download(y)))
 
 
 def torch_gpu() -> type[GpuDevice]:
