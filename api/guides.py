@@ -28,8 +28,8 @@ from engine.messages import Guide
 
 MAX_CHARACTERS = 256 << 10  # of a grammar
 MAX_CHOICES = 1024
-# More blanks in a row than pretty printing needs would let an answer go on for ever without saying anything.
-_BLANKS = r"[\x20\x0A\x0D\x09]{1,64}"
+# A blank, or a new line and its indentation: more would let an answer go on for ever without saying anything.
+_BLANKS = r"(\x20|\x0A[\x20\x09]{0,40})"
 _FIELDS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structural_tag")
 
 
