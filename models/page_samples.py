@@ -75,7 +75,7 @@ def contents(rng: random.Random) -> PageSample:
 
 def colour(rng: random.Random) -> PageSample:
     ((shape, name),) = _kinds(rng, 1)
-    answer = f"The {shape} is {name}."
+    answer = f"{name.capitalize()}."
     files = _one_scene(rng, "colour.png", [(shape, name)], (0.28, 0.33))
     return PageSample(f"What colour is the {shape}?", answer, files)
 
@@ -140,15 +140,14 @@ def page_sample(family: str, variation: int) -> PageSample:
 
 
 def agrees(answer: str, truth: str) -> bool:
-    """Whether an answer says what the truth says: the same numbers, else things, colours and ways."""
+    """Whether an answer says what the truth says: its numbers, else its things, colours and ways."""
     if normalise(answer) == normalise(truth):
         return True
     if numbers_in(truth):
         return numbers_in(answer) == numbers_in(truth)
-    return all(
-        sorted(map(str, mentions(answer, table))) == sorted(map(str, mentions(truth, table)))
-        for table in (SHAPES, COLOURS, DIRECTIONS)
-    )
+    told = [(mentions(truth, names), mentions(answer, names)) for names in (SHAPES, COLOURS, DIRECTIONS)]
+    is_complete = all(sorted(map(str, true)) == sorted(map(str, said)) for true, said in told if true)
+    return is_complete and any(true for true, _ in told)
 
 
 def find(url: str, variations: int) -> None:

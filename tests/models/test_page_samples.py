@@ -29,6 +29,8 @@ def test_the_page_offers_the_chosen_samples():
         ("A red ring and a purple heart", "A purple ring and a blue heart.", False),
         ("Right.", "It moves to the right.", True),
         ("It moves to the left.", "It moves to the right.", False),
+        ("The ring is brown.", "Brown.", True),
+        ("Pink.", "Brown.", False),
         ("Picture 2.", "Picture 2.", True),
         ("Picture 1.", "Picture 2.", False),
         ("", "4072", False),
