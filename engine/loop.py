@@ -1,9 +1,10 @@
 """The step loop: schedule, send, publish the step before, await the oldest result, apply; and again.
 
 With overlap two steps are on their way: while the ranks compute one, the next one waits at their door, so
-they never wait for us. Without, they wait while we apply and schedule; publishing happens while they compute
-either way. Requests of the api processes come in between steps and during them. Nothing here decides
-anything: who runs is scheduler.py's choice.
+they never wait for us. It is planned as late as the times of earlier steps allow, so that a request that
+comes meanwhile need not wait for one step more. Without overlap the ranks wait while we apply and schedule.
+Outputs are published while they compute, either way. Requests of the api processes come in between steps and
+during them. Nothing here decides anything: who runs is scheduler.py's choice.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from engine.worker_group import WorkerGroup
 
 _FRESH = 1.0  # seconds: a step that ended this recently proves that the ranks live
 _PING_PATIENCE = 5.0  # seconds a ping waits for the step in flight
+_LEAD = 0.002, 0.15  # a step is planned so many seconds, and this share of a step, before the ranks need it
 _REPORT_INTERVAL = 10.0  # seconds between lines in the log while busy
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Sent:
     plan: StepPlan
     sent: float  # monotonic seconds
     num_tokens: int
+    expected_seconds: float  # of computing; 0.0: nobody knows
 
 
 class StepLoop:
@@ -91,6 +94,9 @@ class StepLoop:
         """Send a step if there is one, then wait: for the oldest step if no more may be sent, or for work."""
         if self._group.failure:
             raise self._group.failure
+        if self._flights and await self._is_over_early():
+            await self._finish_step()
+            return
         now = time.monotonic()
         plan = self._scheduler.schedule(now) or self._probe()
         if plan:
@@ -106,13 +112,27 @@ class StepLoop:
             self._work.clear()
             await self._work.wait()
 
+    async def _is_over_early(self) -> bool:
+        """With a step under way, wait until it is time to plan the next one; True when it ended before."""
+        flight = self._flights[0]
+        began = max(flight.sent, self._last_step_end)
+        lead = _LEAD[0] + _LEAD[1] * flight.expected_seconds
+        seconds = began + flight.expected_seconds - lead - time.monotonic()
+        if seconds <= 0.0:
+            return False
+        self._publish()
+        return await self._group.has_result(seconds)
+
     def _probe(self) -> StepPlan | None:
         """A step in flight proves as much as a probe."""
         return self._scheduler.probe() if self._pings and not self._flights else None
 
     def _send(self, plan: StepPlan, now: float) -> None:
         self._group.send(plan)
-        self._flights.append(Sent(plan, now, self._scheduler.num_tokens_in_step))
+        pacing = self._scheduler.pacing
+        num_prompt_tokens = sum(chunk.num_tokens for chunk in plan.chunks)
+        expected = pacing.decode_seconds + num_prompt_tokens * pacing.token_seconds
+        self._flights.append(Sent(plan, now, self._scheduler.num_tokens_in_step, expected))
         self._last_sent = plan.step
 
     async def _finish_step(self) -> None:

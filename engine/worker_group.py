@@ -181,6 +181,16 @@ class WorkerGroup:
             await self._awaited
         return self._answers.popleft()
 
+    async def has_result(self, seconds: float) -> bool:
+        """Whether `result` returns or raises at once, after waiting so long for it at most."""
+        if not self._answers and not self.failure:
+            loop = asyncio.get_running_loop()
+            self._awaited = loop.create_future()
+            timer = loop.call_later(seconds, self._wake_result)
+            await self._awaited
+            timer.cancel()
+        return bool(self._answers or self.failure)
+
     def describe_silence(self) -> str:
         """Which ranks have not beaten for a second, for a health report; empty when all do."""
         silent = self._page.silent_ranks(1.0)

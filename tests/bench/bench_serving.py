@@ -51,6 +51,7 @@ OFF = {
     "image-cache": ("--image-cache", "0"),
     "both-caches": ("--no-enable-prefix-caching", "--image-cache", "0"),
     "chunked-prefill": ("--no-enable-chunked-prefill",),
+    "overlap": ("--no-overlap",),
     "pacing": ("--target-itl-ms", "0"),
 }
 RESULTS = Path(__file__).parent / "results"

@@ -64,7 +64,8 @@ class FakeRank:
         if self.behaviour == "load-for-ever":
             self.wait_for_ever()
         self.heart.beat(bytes_loaded=1000)
-        max_blocks = {"little-memory": 3, "big-memory": 1 << 16}.get(self.behaviour, 64 + self.rank)
+        sizes = {"little-memory": 3, "big-memory": 1 << 16, "device": 1 << 16}
+        max_blocks = sizes.get(self.behaviour, 64 + self.rank)
         self.send(RankLoaded(self.rank, max_blocks, 1000, 0.0, "fake"))
 
     def step(self, plan: StepPlan) -> None:
@@ -75,8 +76,8 @@ class FakeRank:
             self.wait_for_ever()  # as in a collective that the last rank does not join
         result = self.mirror.run(plan)
         if self.rank == 0:
-            if self.behaviour == "slow":
-                time.sleep(0.02)
+            if seconds := {"slow": 0.02, "device": 0.005}.get(self.behaviour):
+                time.sleep(seconds)
             self.send(msgspec.structs.replace(result, compute_seconds=time.perf_counter() - self.arrived))
         self.heart.beat(phase=Phase.READY)
 
@@ -105,7 +106,7 @@ class FakeRank:
 
 
 def main(behaviour: str, run_directory: str, rank: str) -> int:
-    """Behaviours: well, slow, die, freeze, fail, load-for-ever, little-memory, die-early, big-memory."""
+    """Behaviours: well, slow, device, die, freeze, fail, load-for-ever, die-early, {little,big}-memory."""
     begin_child(f"rank {rank}")
     if behaviour == "die-early" and rank == "1":
         print("this machine has no soul", file=sys.stderr)

@@ -63,7 +63,7 @@ class RankMirror:
         self.host: dict[int, list[int | None]] = {}  # place in host memory -> what the slots of a block held
         self.num_host_blocks = 1 << 30
         self.check_slots = check_slots
-        self.encode_seconds = 0.0  # what every step says it took
+        self.encode_seconds = self.compute_seconds = 0.0  # what every step says it took
         self.step = 0
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -83,6 +83,7 @@ class RankMirror:
             plan.step,
             pack_tokens([token for token in tokens if token is not None]),
             encode_seconds=self.encode_seconds,
+            compute_seconds=self.compute_seconds,
             num_swapped_blocks=len(plan.swap_out) + len(plan.swap_in),
         )
 

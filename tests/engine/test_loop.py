@@ -27,6 +27,7 @@ class Notes:
         self.events: list[Any] = []  # plans sent, outputs published, pongs, in order
         self.ponged = asyncio.Event()
         self.plans: asyncio.Queue[StepPlan] = asyncio.Queue()
+        self.waits: list[float] = []  # how long the next plan was put off, at most
         self._answers: asyncio.Queue[StepResult | EngineError] = asyncio.Queue()
 
     def send(self, plan: StepPlan) -> None:
@@ -38,6 +39,11 @@ class Notes:
         if isinstance(answer, EngineError):
             raise answer
         return answer
+
+    async def has_result(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        await asyncio.sleep(0)
+        return not self._answers.empty()
 
     def finish_step(self, plan: StepPlan) -> None:
         self._answers.put_nowait(self.ranks.run(plan))
@@ -177,6 +183,21 @@ def test_overlap_sends_a_second_step_while_the_first_runs_and_never_a_third():
 
     events = play(story, overlap=True).events
     assert [type(event) for event in events[:3]] == [StepPlan, StepPlan, StepPlan], "outputs wait for no rank"
+
+
+def test_overlap_plans_the_second_step_shortly_before_the_first_is_expected_to_end():
+    async def story(steps: StepLoop, notes: Notes) -> None:
+        notes.ranks.compute_seconds = 10.0
+        steps.on_request(CLIENT, make_request("r", max_tokens=9))
+        for _ in range(5):
+            notes.finish_step(await notes.plans.get())
+        sixth, seventh = await notes.plans.get(), await notes.plans.get()
+        steps.stop()
+        notes.finish_step(sixth)
+        notes.finish_step(seventh)
+
+    (*_, wait) = play(story, overlap=True).waits
+    assert 8.0 < wait < 9.0
 
 
 def test_overlap_knows_an_end_by_length_before_it_comes():
