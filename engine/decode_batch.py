@@ -10,7 +10,7 @@ from array import array
 from collections import Counter
 
 from engine.errors import EngineError
-from engine.sequence import Sequence
+from engine.sequence import Rounds, Sequence
 
 
 class DecodeBatch:
@@ -20,6 +20,8 @@ class DecodeBatch:
         self.members: list[Sequence] = []
         self.stop_ids: frozenset[int] = frozenset()  # tokens that end one of the members, perhaps
         self._ids: bytes | None = None
+        self._rounds = Rounds()
+        self._due: dict[int, list[Sequence]] = {}  # round -> members at their horizon; perhaps gone since
         self._stops: Counter[frozenset[int]] = Counter()  # how many members each set has
 
     @property
@@ -29,8 +31,26 @@ class DecodeBatch:
             self._ids = array("q", [sequence.seq_id for sequence in self.members]).tobytes()
         return self._ids
 
+    def take_due(self) -> list[Sequence]:
+        """Members who cannot just go on: no slot for their next token, or it is the last but one."""
+        due = self._due.pop(self._rounds.count, None)
+        if not due:
+            return []
+        there = [one for one in due if one.is_decoding and one.num_computed_tokens >= one.horizon]
+        return list(dict.fromkeys(there))  # somebody may have left and come back
+
+    def advance(self) -> None:
+        """Everyone computes a token."""
+        self._rounds.count += 1
+
+    def expect(self, sequence: Sequence) -> None:
+        """Its horizon has changed."""
+        num_rounds = max(0, sequence.horizon - sequence.num_computed_tokens)
+        self._due.setdefault(self._rounds.count + num_rounds, []).append(sequence)
+
     def join(self, sequence: Sequence) -> None:
-        sequence.is_decoding = True
+        sequence.follow(self._rounds)
+        self.expect(sequence)
         self.members = [*self.members, sequence]
         self._ids = None
         self._stops[sequence.stop_token_ids] += 1
@@ -41,7 +61,7 @@ class DecodeBatch:
         """Someone who is not in it is ignored."""
         if not sequence.is_decoding:
             return
-        sequence.is_decoding = False
+        sequence.follow(None)
         self.members = self.members.copy()
         self.members.remove(sequence)
         self._ids = None
@@ -58,3 +78,7 @@ class DecodeBatch:
             raise EngineError("the ids of the decode batch are not those of its members")
         if frozenset().union(*(one.stop_token_ids for one in self.members)) != self.stop_ids:
             raise EngineError("the decode batch looks for other stop tokens than its members have")
+        for one in self.members:
+            due = self._rounds.count + max(0, one.horizon - one.num_computed_tokens)
+            if one not in self._due.get(due, ()):
+                raise EngineError(f"the decode batch does not know when {one.request_id} needs a look")

@@ -97,6 +97,15 @@ class Accounts:
         sequence.num_charged_tokens = max(sequence.num_charged_tokens, sequence.num_computed_tokens)
         self.charge(sequence, sequence.num_tokens)
 
+    def grow(self, sequence: Sequence, num_tokens: int) -> None:
+        """A decode got one more block; its first `num_tokens` tokens are paid for."""
+        account = self.of(sequence.tenant)
+        account.num_blocks += 1
+        num_new = num_tokens - sequence.num_charged_tokens
+        if num_new > 0:
+            account.served += num_new / account.weight
+            sequence.num_charged_tokens = num_tokens
+
     def stop(self, sequence: Sequence) -> None:
         """It is about to lose its blocks: it ends or is preempted."""
         account = self.of(sequence.tenant)

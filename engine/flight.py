@@ -46,11 +46,13 @@ class Flight:
     @property
     def num_tokens(self) -> int:
         """Computed by this step."""
-        return len(self.decoding) + sum(chunk.num_tokens for chunk in self.chunks)
+        num_decoding = len(self.decoding)
+        return num_decoding + sum([one.num_tokens for one in self.chunks]) if self.chunks else num_decoding
 
     @property
     def num_samples(self) -> int:
-        return len(self.decoding) + sum(fill.samples for fill in self.fills)
+        num_decoding = len(self.decoding)
+        return num_decoding + sum([fill.samples for fill in self.fills]) if self.fills else num_decoding
 
     @property
     def is_empty(self) -> bool:

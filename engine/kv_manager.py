@@ -122,6 +122,14 @@ class KVManager:
             self._count_slots(sequence)
         return taken
 
+    def grow(self, sequence: Sequence) -> BlockId:
+        """One more block for a decode; there is a free one."""
+        taken = self._take(1)
+        assert taken is not None
+        sequence.block_ids += taken
+        self._count_slots(sequence)
+        return taken[0]
+
     def _count_slots(self, sequence: Sequence) -> None:
         sequence.num_slots = len(sequence.block_ids) * self.block_size
         sequence.horizon = min(sequence.num_slots, sequence.max_num_tokens - 2)

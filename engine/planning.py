@@ -64,7 +64,7 @@ class Planner:
         The admission keeps len(running) within the budget, so there is a token for everyone.
         """
         batch = self._live.decoding
-        busy = [one for one in batch.members if one.num_computed_tokens >= one.horizon]
+        busy = batch.take_due()
         needy = sorted(busy + filling, key=_seniority) if busy else filling
         num_behind = len(filling)
         for sequence in needy:
@@ -86,12 +86,11 @@ class Planner:
         """Make sure that the next token of a decode has a slot."""
         if sequence.num_computed_tokens < sequence.num_slots:
             return
-        num_tokens = sequence.num_computed_tokens + 1
-        if self._make_room(sequence, num_tokens, flight):
-            (block_id,) = self._extend(sequence, num_tokens)
+        num_computed = sequence.num_computed_tokens
+        if self._kv.pool.num_free or self._make_room(sequence, num_computed + 1, flight):
             flight.grown.append(sequence)
-            flight.new_blocks += (sequence.seq_id, block_id)
-            self._live.accounts.charge(sequence, sequence.num_computed_tokens)
+            flight.new_blocks += (sequence.seq_id, self._kv.grow(sequence))
+            self._live.accounts.grow(sequence, num_computed)
 
     def _fill(self, sequence: Sequence, num_behind: int, flight: Flight, budget: StepBudget) -> None:
         """The next chunk of a prompt, with a token kept for every other prompt behind it."""
@@ -105,12 +104,15 @@ class Planner:
         batch = self._live.decoding
         flight.decoding, flight.decoding_ids = batch.members, batch.ids
         flight.stop_ids = batch.stop_ids
-        for sequence in batch.members:
-            sequence.num_computed_tokens += 1
+        batch.advance()
         for sequence in busy:
-            if sequence.is_decoding and sequence.has_all_tokens:
+            if not sequence.is_decoding:
+                continue  # it gave way to an older one
+            if sequence.has_all_tokens:
                 flight.ending.append(sequence)
                 batch.leave(sequence)
+            else:
+                batch.expect(sequence)
 
     def _make_room(self, sequence: Sequence, num_tokens: int, flight: Flight) -> bool:
         """Preempt until `sequence` can have `num_tokens`; False if it has to wait, or gave way itself.

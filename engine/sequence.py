@@ -20,6 +20,15 @@ class Status(IntEnum):
 
 
 @dataclass(slots=True, eq=False)
+class Rounds:
+    """How many tokens each member of the decode batch has computed since the batch exists: counted once for
+    all, as writing a number into hundreds of sequences would be most of what a step costs.
+    """
+
+    count: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Sequence:
     """Tokens chasing each other: `num_computed_tokens` have KV, `num_tokens` exist.
 
@@ -45,10 +54,8 @@ class Sequence:
     deadline: float = 0.0  # when it has to end; 0.0: never
 
     status: Status = Status.WAITING
-    num_computed_tokens: int = 0  # by steps that were planned, the steps in flight included
     num_filled_tokens: int = 0  # of them by steps that were applied, until `is_filled`
     is_filled: bool = False  # a token was sampled and applied since it last began to run
-    is_decoding: bool = False  # it is in the decode batch: every step computes one token of it
     num_cached_tokens: int = 0  # of them, found in the prefix cache when first admitted
     block_ids: list[int] = field(default_factory=list)
     num_slots: int = 0  # len(block_ids) * block_size: tokens that fit without a new block
@@ -70,6 +77,29 @@ class Sequence:
     preempted_at: float = 0.0  # when it last lost its blocks
     preempted_seconds: float = 0.0  # that it waited for its return, altogether
     encode_seconds: float = 0.0  # of steps that encoded media of its own
+    _computed: int = 0  # num_computed_tokens, less those that `_rounds` counts
+    _rounds: Rounds | None = None  # of the decode batch, while it is in it
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """By steps that were planned, the steps in flight included."""
+        rounds = self._rounds
+        return self._computed if rounds is None else self._computed + rounds.count
+
+    @num_computed_tokens.setter
+    def num_computed_tokens(self, count: int) -> None:
+        self._computed = count if self._rounds is None else count - self._rounds.count
+
+    @property
+    def is_decoding(self) -> bool:
+        """It is in the decode batch: every step computes one token of it."""
+        return self._rounds is not None
+
+    def follow(self, rounds: Rounds | None) -> None:
+        """From now on it computes a token in each of `rounds`; None: no more."""
+        count = self.num_computed_tokens
+        self._rounds = rounds
+        self.num_computed_tokens = count
 
     @property
     def num_tokens(self) -> int:
