@@ -17,6 +17,7 @@ from engine.budget import StepBudget
 from engine.flight import Flight
 from engine.messages import SamplingParams
 from engine.model_config import ModelConfig
+from engine.sequence import Sequence
 from tests.conftest import Rand
 from tests.e2e.in_process import Bits, InProcessEngine
 from tests.workers.builders import Prompt, RawWeights, make_prompt, make_raw_weights, make_tiny_config
@@ -123,11 +124,11 @@ def preempt_always(engine: InProcessEngine) -> None:
     planner, live = engine.scheduler._planner, engine.scheduler._live
     continue_running = planner._continue_running
 
-    def preempt_first(flight: Flight, budget: StepBudget) -> None:
+    def preempt_first(filling: list[Sequence], flight: Flight, budget: StepBudget) -> None:
         for sequence in live.running[1:]:
             if not sequence.must_advance:
                 live.preempt(sequence, flight, "older")
-        continue_running(flight, budget)
+        continue_running([one for one in filling if one.is_running], flight, budget)
 
     planner._continue_running = preempt_first  # type: ignore[method-assign]
 

@@ -53,23 +53,25 @@ def start_serving(engine: EngineSide) -> None:
 
 
 def test_two_ranks_shake_hands_serve_steps_and_leave(checkpoint: ServerConfig):
-    with running_ranks(checkpoint, tensor_parallel_size=2) as engine:
+    with running_ranks(checkpoint, tensor_parallel_size=2, swap_space=4 * BLOCK_BYTES) as engine:
         hellos = engine.receive_all(RankHello)
         assert [(hello.rank, hello.pid) for hello in hellos] == list(
             enumerate(p.pid for p in engine.processes)
         )
         loaded = engine.receive_all(RankLoaded)
-        assert [rank.max_blocks for rank in loaded] == [16, 16]
+        assert [(rank.max_blocks, rank.max_host_blocks) for rank in loaded] == [(16, 4), (16, 4)]
         assert loaded[0].weight_bytes == loaded[1].weight_bytes > 1_000_000
         assert loaded[0].device == "cpu"
-        engine.send(StartServing(num_blocks=8))
+        engine.send(StartServing(num_blocks=8, num_host_blocks=4))
         engine.receive_all(RankReady)
 
         new = NewSequence(5, [3, 4, 5, 6, 7], 5, SAMPLING)
         assert engine.run_step(StepPlan(0, [Chunk(5, 3, [2], False)], [new])).num_tokens == 0
         first = engine.run_step(StepPlan(1, [Chunk(5, 2, [], True)]))
-        second = engine.run_step(StepPlan(2, decoding=array("q", [5]).tobytes()))
+        decoding = array("q", [5]).tobytes()
+        second = engine.run_step(StepPlan(2, decoding=decoding, swap_out=[(2, 3)], swap_in=[(3, 7)]))
         assert first.num_tokens == second.num_tokens == 1
+        assert second.num_swapped_blocks == 2
         assert first.logprobs[0].top_ids[0] == array("i", first.token_ids)[0]
 
         for process in engine.processes:
