@@ -23,6 +23,7 @@ from engine.config import read_config
 from engine.debug_pages import debug_pages
 from engine.errors import ConfigError, EngineError
 from engine.gateway import ApiGateway
+from engine.gauges import watch
 from engine.loop import StepLoop
 from engine.media_files import MediaFiles
 from engine.metrics import Metrics
@@ -30,7 +31,6 @@ from engine.metrics_server import MetricsServer
 from engine.model_config import read_model_config
 from engine.process import begin_child
 from engine.scheduler import Scheduler
-from engine.swap_tier import SwapTier
 from engine.worker_group import WORKER_COMMAND, WorkerGroup
 
 _IDLE_COLLECTIONS = 50_000  # allocations between collections of young objects; the hot path makes no cycles
@@ -109,61 +109,13 @@ class Core:
         self._steps = StepLoop(
             scheduler, self._group, self._gateway, self._metrics, self._media, overlap=config.overlap
         )
-        self._watch(scheduler, num_blocks)
+        self._metrics_server.show(debug_pages(scheduler))
+        watch(self._metrics, scheduler, config, num_blocks)
         self._gateway.serve(self._steps)
         self._gateway.announce("ready", "", num_blocks, config.block_size)
         quieten_garbage_collector()
         if not self._is_stopping:
             await self._steps.run()
-
-    def _watch(self, scheduler: Scheduler, num_blocks: int) -> None:
-        pool, cache = scheduler.kv.pool, scheduler.kv.cache
-        self._metrics_server.show(debug_pages(scheduler))
-        self._metrics.describe(self._config, num_blocks)
-        self._metrics.watch("num_requests_running", "sequences that compute", lambda: scheduler.num_running)
-        self._metrics.watch("num_requests_waiting", "sequences in the queue", lambda: scheduler.num_waiting)
-        self._metrics.watch("kv_blocks_total", "KV blocks", lambda: num_blocks)
-        self._metrics.watch(
-            "kv_blocks_used", "KV blocks that a live sequence holds", lambda: num_blocks - pool.num_free
-        )
-        self._metrics.watch("kv_blocks_cached", "KV blocks that a prompt may begin with", lambda: len(cache))
-        self._metrics.watch_counter(
-            "prefix_cache_evictions", "cached KV blocks that were overwritten", lambda: cache.num_evictions
-        )
-        self._watch_swap_tier(scheduler.kv.swap)
-        self._watch_by_reference_names(scheduler, num_blocks)
-
-    def _watch_swap_tier(self, swap: SwapTier) -> None:
-        self._metrics.watch(
-            "swap_blocks_total", "places for KV blocks in host memory", lambda: swap.num_blocks
-        )
-        self._metrics.watch("swap_blocks_used", "KV blocks kept in host memory", lambda: len(swap))
-        self._metrics.watch_counter(
-            "swapped_out_blocks", "KV blocks copied to host memory", lambda: swap.num_saved
-        )
-        self._metrics.watch_counter(
-            "swapped_in_blocks", "KV blocks copied back from host memory", lambda: swap.num_returned
-        )
-
-    def _watch_by_reference_names(self, scheduler: Scheduler, num_blocks: int) -> None:
-        names, pool = self._metrics.reference_names(self._config.display_name), scheduler.kv.pool
-        max_num_seqs = self._config.max_num_seqs
-        for name, help, read in (
-            ("num_requests_running", "sequences that compute", lambda: scheduler.num_running),
-            ("num_requests_waiting", "sequences in the queue", lambda: scheduler.num_waiting),
-            ("batch_size", "sequences that compute", lambda: scheduler.num_running),
-            ("max_batch_size", "sequences that may compute at once", lambda: max_num_seqs),
-            (
-                "available_batch_size",
-                "sequences that may be added",
-                lambda: max_num_seqs - scheduler.num_running,
-            ),
-            ("max_gpu_block_num", "KV blocks", lambda: num_blocks),
-            ("free_gpu_block_num", "KV blocks that no sequence holds", lambda: pool.num_free),
-            ("available_gpu_block_num", "KV blocks that no sequence holds", lambda: pool.num_free),
-            ("gpu_cache_usage_perc", "share of KV blocks held", lambda: 1 - pool.num_free / num_blocks),
-        ):
-            names.gauge(name, help, read)
 
     def _on_progress(self, detail: str) -> None:
         self._gateway.announce("starting", detail)

@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client import Metric
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 _PREFIX = "fastdeploy:"
 
 
 class ReferenceNames:
-    """A collector: `copies` maps their names to our metrics, `gauges` to functions."""
+    """A collector: some names stand for our metrics, some for functions that are asked."""
 
     def __init__(self, model: str) -> None:
         self._labels = {"model_name": model}
         self._copies: list[tuple[str, Any, Callable[[dict[str, str]], bool]]] = []
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
+        self._counters: list[tuple[str, str, Callable[[], float]]] = []
+        self._infos: list[tuple[str, str, dict[str, str]]] = []
 
     def copy(
         self, name: str, source: Any, only: Callable[[dict[str, str]], bool] = lambda labels: True
@@ -34,6 +36,13 @@ class ReferenceNames:
     def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
         self._gauges.append((name, help, read))
 
+    def counter(self, name: str, help: str, read: Callable[[], float]) -> None:
+        self._counters.append((name, help, read))
+
+    def info(self, name: str, help: str, labels: dict[str, str]) -> None:
+        """A gauge that is 1; its labels are the message."""
+        self._infos.append((name, help, labels))
+
     def collect(self) -> Iterator[Metric]:
         for name, source, only in self._copies:
             for family in source.collect():
@@ -41,6 +50,15 @@ class ReferenceNames:
         for name, help, read in self._gauges:
             family = GaugeMetricFamily(_PREFIX + name, help, labels=list(self._labels))
             family.add_metric(list(self._labels.values()), read())
+            yield family
+        for name, help, read in self._counters:
+            counter = CounterMetricFamily(_PREFIX + name, help, labels=list(self._labels))
+            counter.add_metric(list(self._labels.values()), read())
+            yield counter
+        for name, help, own in self._infos:
+            labels = own | self._labels
+            family = GaugeMetricFamily(_PREFIX + name, help, labels=list(labels))
+            family.add_metric(list(labels.values()), 1)
             yield family
 
     def _renamed(self, name: str, family: Metric, only: Callable[[dict[str, str]], bool]) -> Metric:

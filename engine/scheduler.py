@@ -63,7 +63,7 @@ class Scheduler:
         self.kv, self.waiting, self.accounts = self._live.kv, self._live.waiting, self._live.accounts
         self.log = self._live.log
         self.num_tokens_in_step = 0  # computed by the plan made last
-        self._num_sequences = 0
+        self._num_sequences = self._num_refused = 0
         self._num_steps = 0
 
     # ------------------------------------------------------------------ requests come and go
@@ -85,6 +85,7 @@ class Scheduler:
         outbox = self._live.outbox
         outbox.add(client, _error_output(request.request_id, message, status))
         outbox.refused.append(status)
+        self._num_refused += 1
 
     def abort(self, request_id: str) -> None:
         """Forget a request now; unknown and finished ones are ignored."""
@@ -160,6 +161,16 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self.waiting)
+
+    @property
+    def num_to_go_on(self) -> int:
+        """Of the waiting ones those that were preempted; counted anew at every call."""
+        return sum(1 for one in self.waiting if one.num_preemptions)
+
+    @property
+    def num_requests(self) -> int:
+        """That came in all this time, refused ones included."""
+        return self._num_sequences + self._num_refused
 
     @property
     def num_preemptions(self) -> int:

@@ -10,11 +10,12 @@ import urllib.request
 from prometheus_client import generate_latest
 
 from engine.debug_pages import debug_pages, describe_blocks, describe_steps
+from engine.gauges import watch
 from engine.messages import MediaItem
 from engine.metrics import Metrics
 from engine.metrics_server import MetricsServer
 from tests.engine.builders import CLIENT, make_request, make_scheduler
-from tests.engine.processes import free_ports
+from tests.engine.processes import free_ports, make_server_config
 
 
 def test_steps_tell_who_ran_and_why_others_waited():
@@ -77,8 +78,7 @@ def test_blocks_are_counted_by_holder_and_proven():
 
 def test_metrics_are_served_under_the_reference_names_with_the_model_as_label():
     world, metrics = make_scheduler(), Metrics()
-    names = metrics.reference_names("ernie")
-    names.gauge("batch_size", "running", lambda: 7)
+    watch(metrics, world.scheduler, make_server_config(display_name="ernie"), 64)
     for number in range(2):
         request = make_request(f"q{number}", prompt=[5, 6, 7, 8, 9, 10, 11, 12], max_tokens=3)
         world.scheduler.add(CLIENT, request, world.now)
@@ -93,7 +93,13 @@ def test_metrics_are_served_under_the_reference_names_with_the_model_as_label():
         'fastdeploy:hit_token_rate{model_name="ernie"} 0.25',
         'fastdeploy:time_to_first_token_seconds_bucket{le="2560.0",model_name="ernie"} 2.0',
         'fastdeploy:time_to_first_token_seconds_count{model_name="ernie"} 2.0',
-        'fastdeploy:batch_size{model_name="ernie"} 7.0',
+        'fastdeploy:batch_size{model_name="ernie"} 0.0',
+        'fastdeploy:requests_number_total{model_name="ernie"} 2.0',
+        'fastdeploy:hit_req_rate{model_name="ernie"} 0.5',
+        'fastdeploy:available_gpu_resource{model_name="ernie"} 1.0',
+        'fastdeploy:num_requests_preempted{model_name="ernie"} 0.0',
+        'fastdeploy:prefix_cpu_cache_token_num_total{model_name="ernie"} 0.0',
+        "octet:num_tenants 0.0",
         "octet:prefix_cache_hit_tokens_total 4.0",
         "octet:prefix_cache_hit_requests_total 1.0",
     ):

@@ -191,7 +191,7 @@ def test_any_of_100_000_steps_leaves_the_books_right_and_every_output_its_own(ra
         num_cached += game.num_cached_tokens
         num_preempted += game.world.scheduler.num_preemptions
         num_swapped += game.world.scheduler.kv.swap.num_returned
-    assert num_cached > num_steps / 20 and num_preempted > num_steps / 200, (num_cached, num_preempted)
+    assert num_cached > num_steps / 20 and num_preempted > num_steps / 400, (num_cached, num_preempted)
     assert num_swapped > num_steps / 100, num_swapped
 
 
