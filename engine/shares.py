@@ -8,7 +8,7 @@ a quiet tenant comes and finds that a busy one has taken everything.
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, takewhile
 
 from engine.config import ServerConfig
 from engine.flight import Flight
@@ -63,9 +63,12 @@ class Shares:
         if live.accounts.num_active < 2 or not len(live.waiting):
             return
         claims, num_blocks = Counter[str](), 0
-        for claimant in self._first_in_queue():
+        walk = live.waiting.candidates(self.is_held_back)
+        claimants = list(islice(takewhile(lambda one: not self.is_held_back(one.tenant), walk), _CLAIMS))
+        walk.close()  # before anyone goes back into the queue
+        for claimant in claimants:
             if self.is_held_back(claimant.tenant, claims[claimant.tenant]):
-                return  # those behind it are, too
+                return
             num_blocks += live.kv.num_needed_from_free(claimant, live.kv.find_prefix(claimant))
             claims[claimant.tenant] += 1
             if not self._free_place(claimant, claims.total(), num_blocks, flight):
