@@ -21,6 +21,8 @@ variables
   OCTET_PYTHON        interpreter for the virtual environment (default: a python3 of at least 3.10)
   OCTET_VENV          where the virtual environment lives (default: .venv beside run.sh)
   OCTET_EXTRAS        more extras of pyproject.toml to install, as in OCTET_EXTRAS=compare
+  OCTET_PADDLE        what pip shall install instead of the CPU's PaddlePaddle, with its own options, as in
+                      OCTET_PADDLE='paddlepaddle-gpu==3.3.1 --index-url URL'
   OCTET_CACHE         compiled ops and downloaded or generated models (default: ~/.cache/octet)
 EOF
 }
@@ -58,8 +60,22 @@ install() {
         "$copy${extras:+[$extras]}"
     ) || die "pip could not install the packages; see its message above"
     cp "$here/pyproject.toml" "$stamp"
+    rm -f "$venv/.octet-paddle"  # pip has put the CPU's PaddlePaddle back
     say "packages installed in $((SECONDS - started)) s"
   fi
+  install_paddle
+}
+
+# Another build of PaddlePaddle takes the place of the one that pyproject.toml names: both are the module paddle.
+install_paddle() {
+  local stamp="$venv/.octet-paddle"
+  [[ -n "${OCTET_PADDLE:-}" && "$(cat "$stamp" 2>/dev/null)" != "$OCTET_PADDLE" ]] || return 0
+  say "installing $OCTET_PADDLE"
+  "$venv/bin/python" -m pip uninstall --yes --quiet paddlepaddle paddlepaddle-gpu
+  # shellcheck disable=SC2086  # a requirement and options, as pip takes them
+  "$venv/bin/python" -m pip install --disable-pip-version-check $OCTET_PADDLE \
+    || die "pip could not install what OCTET_PADDLE says; see its message above"
+  printf '%s' "$OCTET_PADDLE" >"$stamp"
 }
 
 build_ops() { "$venv/bin/python" -m cuda_ops.build || die "the ops did not build; see the compiler's message above"; }

@@ -20,7 +20,7 @@ from engine.flags import check_ports_are_free, describe_config, parse_command_li
 from engine.model_config import read_model_config
 from engine.model_source import resolve_model
 from engine.plan_server import plan_server
-from engine.preflight import check_machine
+from engine.preflight import check_machine, choose_device
 from engine.process import configure_logging
 from engine.progress import seconds_since
 from engine.run_directory import SHARED_MEMORY, OwnedRunDirectory
@@ -65,6 +65,8 @@ def find_model(config: ServerConfig) -> ServerConfig:
     model = read_model_config(folder, config.config_overrides)
     settled, notes = settle(config, model, folder)
     log.info("model files found in %s: %s", seconds_since(began), folder)
+    _tell(notes)
+    settled, notes = choose_device(settled)
     _tell(notes)
     machine = check_machine(settled)
     planned, plan_notes = plan_server(settled, model, machine, asked_context=config.max_model_len)

@@ -74,6 +74,8 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     # ranks
     tensor_parallel_size: int = 1
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    framework: Literal["auto", "paddle", "torch"] = "auto"  # auto: Paddle, or PyTorch if only that has CUDA
+    gpu_graphs: bool = True  # record decode steps and replay them
     cpu_threads: int = 0  # per rank; 0: cores / ranks, at least one
     rank_timeout: float = 10.0  # a rank silent for longer is treated as dead
     seed: int = 0

@@ -11,7 +11,10 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
+
+import msgspec
 
 from engine.config import ServerConfig
 from engine.errors import ConfigError
@@ -21,10 +24,43 @@ from engine.run_directory import choose_root
 _SHARED_BYTES = 64 << 20  # pages that ranks meet in, and the patches of a picture
 _SHARED_PER_RANK = 1 << 20
 _NAME_BYTES = 96
+_OLDEST = (8, 0)  # compute capability that the kernels need; workers/device/driver.py asks again
 
 
 class _NvmlMemory(ctypes.Structure):
     _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
+
+
+def choose_device(config: ServerConfig) -> tuple[ServerConfig, list[str]]:
+    """The settings with `device` decided, and what GPUs compute in; the lines to log.
+
+    --device auto takes GPUs where there are enough for every rank and a framework that computes on them.
+    """
+    notes: list[str] = []
+    if config.device == "auto":
+        device = "gpu" if _has_gpus(config.tensor_parallel_size) and _has_gpu_framework() else "cpu"
+        notes += ["GPUs found; --device cpu would not use them"] if device == "gpu" else []
+        config = msgspec.structs.replace(config, device=device)
+    if config.device == "gpu" and config.dtype != "bfloat16":
+        if config.dtype == "float32":
+            raise ConfigError("--dtype float32 is for CPUs; GPUs compute in bfloat16: leave --dtype out")
+        config = msgspec.structs.replace(config, dtype="bfloat16")
+    return config, notes
+
+
+def _has_gpu_framework() -> bool:
+    """Whether PaddlePaddle or PyTorch is installed in a build for CUDA; neither is imported here."""
+    installed = {str(one.name).lower() for one in distributions()}
+    has_runtime = any(name.startswith("nvidia-cuda-runtime") for name in installed)
+    return "paddlepaddle-gpu" in installed or ("torch" in installed and has_runtime)
+
+
+def _has_gpus(world: int) -> bool:
+    try:
+        find_gpus(world)
+    except ConfigError:
+        return False
+    return True
 
 
 def check_machine(config: ServerConfig) -> Machine:
@@ -48,7 +84,10 @@ def check_room_for_shared_files(world: int, folder: Path) -> None:
 
 
 def find_gpus(world: int) -> Machine:
-    """The poorest of the first `world` GPUs. Raises ConfigError when driver or GPUs are missing."""
+    """The poorest of the first `world` GPUs.
+
+    Raises ConfigError when the driver or a GPU is missing, or one is too old.
+    """
     memory = []
     with _nvml() as nvml:
         indices = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), _count(nvml))
@@ -100,9 +139,17 @@ def _count(nvml: ctypes.CDLL) -> int:
 def _ask(nvml: ctypes.CDLL, index: int) -> Machine:
     handle, memory = ctypes.c_void_p(), _NvmlMemory()
     name = ctypes.create_string_buffer(_NAME_BYTES)
+    major, minor = ctypes.c_int(), ctypes.c_int()
     _check(nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)))
     _check(nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)))
     _check(nvml.nvmlDeviceGetName(handle, name, ctypes.c_uint(_NAME_BYTES)))
+    _check(nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)))
+    if (major.value, minor.value) < _OLDEST:
+        raise ConfigError(
+            f"gpu:{index} {name.value.decode()} has compute capability {major.value}.{minor.value}, but the "
+            f"kernels need {_OLDEST[0]}.{_OLDEST[1]} or newer (A100, L20, H20, H800, ...); choose others "
+            "with CUDA_VISIBLE_DEVICES, or say --device cpu"
+        )
     return Machine(f"gpu:{index} {name.value.decode()}", memory.total, is_host=False, available=memory.free)
 
 

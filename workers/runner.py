@@ -86,6 +86,7 @@ class Runner:
         self._graphs: DecodeGraphs | None = None
         if limits is not None and device.is_gpu:
             device.lend_scratch(scratch_bytes(model, share, limits))
+        if limits is not None and device.can_record:
             decoder = self._runnable.new_decoder()
             self._graphs = DecodeGraphs(
                 device,

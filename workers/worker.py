@@ -13,6 +13,7 @@ import logging
 import os
 import time
 import traceback
+from collections import deque
 from pathlib import Path
 
 import zmq
@@ -36,6 +37,7 @@ from engine.model_config import ModelConfig, read_model_config
 from engine.status_page import Heart, Phase, StatusPage
 from workers.device import open_device
 from workers.device.base import Device
+from workers.gpu_memory import StepLimits
 from workers.kv_cache import blocks_that_fit
 from workers.loader import load_weights
 from workers.model.weights import ModelWeights, resident_bytes
@@ -43,7 +45,9 @@ from workers.parallel import share_of
 from workers.pulse import PatientGroup, Pulse
 from workers.quant import activation_dtype
 from workers.runner import Runner
+from workers.running_step import RunningStep
 from workers.swap import host_blocks_that_fit
+from workers.tiling import tile_decoder
 from workers.vocabulary import count_token_ids
 
 _ENGINE_TIMEOUT = 60.0  # seconds until the engine has subscribed to our results
@@ -51,6 +55,7 @@ _START_ALLOWANCE = 300.0  # for importing the framework and loading the compiled
 _LOAD_ALLOWANCE = 60.0  # between two signs of progress while loading
 _COLLECTIVE_TIMEOUT = 600.0  # a rank may encode a very large image while the others wait
 _POLL_MS = 1000
+_GPU_POLL = 20e-6  # seconds between looks at a GPU
 _LAST_WORD_MS = 2000  # how long a closing socket may take to deliver RankFailed
 
 log = logging.getLogger(__name__)
@@ -78,6 +83,9 @@ class EngineLink:
 
     def send(self, message: FromWorker) -> None:
         self._results.send(self._outgoing.encode(message))
+
+    def has_message(self) -> bool:
+        return bool(self._plans.poll(0))
 
     def receive(self) -> ToWorker:
         """The next message, however long it takes."""
@@ -155,6 +163,7 @@ class Worker:
             num_host_blocks=start.num_host_blocks,
             kv_canary=config.kv_canary,
             vocabulary_file=self._run.vocabulary,
+            limits=StepLimits.of(config),
             on_progress=self._pulse.beat,
         )
         self._pulse.beat(phase=Phase.READY)
@@ -162,7 +171,9 @@ class Worker:
         return runner
 
     def _run_plans(self, runner: Runner) -> None:
+        running: deque[RunningStep] = deque()  # issued, not answered; a CPU has done a step when it is issued
         while True:
+            self._answer(running)
             message = self._link.receive()
             if isinstance(message, StopServing):
                 return
@@ -170,10 +181,23 @@ class Worker:
                 raise EngineError(f"expected a StepPlan, got {type(message).__name__}")
             self._step = message.step
             self._pulse.beat(phase=Phase.RUNNING, step=message.step)
-            result = runner.run(message)
-            if self._rank == 0:
-                self._link.send(result)
-            self._pulse.beat(phase=Phase.READY)
+            running.append(runner.launch(message))
+
+    def _answer(self, running: deque[RunningStep]) -> None:
+        """Send results as they are ready, until there are no more or another plan is here.
+
+        Nothing beats meanwhile: a GPU that takes longer than its work may is stuck.
+        """
+        while running:
+            if running[0].is_done():
+                result = running.popleft().result()
+                if self._rank == 0:
+                    self._link.send(result)
+                self._pulse.beat(phase=Phase.READY)
+            elif self._link.has_message():
+                return
+            else:
+                time.sleep(_GPU_POLL)
 
     def _open_group(self) -> PatientGroup | None:
         world = self._config.tensor_parallel_size
@@ -191,6 +215,8 @@ class Worker:
 
         self._pulse.beat(_LOAD_ALLOWANCE, phase=Phase.LOADING)
         weights = load_weights(self._config, model, device, self._rank, device.world, on_progress)
+        if device.is_gpu:
+            tile_decoder(weights.decoder, device, lambda: self._pulse.beat(_LOAD_ALLOWANCE))
         self._pulse.beat(_LOAD_ALLOWANCE)
         return weights, resident_bytes(weights)
 

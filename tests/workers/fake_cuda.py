@@ -288,7 +288,4 @@ def streamed_ops() -> Iterator[None]:
 
 
 def _queued(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
-    is_host_work = name.startswith(("group_", "set_")) or name.endswith(("_bytes", "_parts", "_on"))
-    if is_host_work or name in ("emulate_device", "peers_create", "peers_open", "peers_close"):
-        return op
     return lambda *arguments: _BY_STREAM.queue(lambda: op(*arguments))

@@ -33,7 +33,7 @@ def make_gpu_config(**changes: Any) -> ModelConfig:
 class GpuRanks:
     """`world` runners of one model with dummy weights; stands in for ranks.Ranks.
 
-    limits   None: no graphs are recorded, and every step is issued op by op
+    has_graphs   False: every step is issued op by op
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class GpuRanks:
         def make(device: Device) -> Runner:
             weights = load_weights(config, model, device, device.rank, world)
             tile_decoder(weights.decoder, device, lambda: None)
-            runner = Runner(
+            device.can_record = has_graphs
+            return Runner(
                 model,
                 weights,
                 device,
@@ -73,9 +74,6 @@ class GpuRanks:
                 limits=limits,
                 **runner_options,
             )
-            if not has_graphs:
-                runner._graphs = None
-            return runner
 
         self._threads = RankThreads(world, open_device)
         self.runners = self._threads.run(make)

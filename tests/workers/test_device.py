@@ -8,13 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from engine.config import ServerConfig
-from engine.errors import ConfigError
 from tests.checks import assert_same_bits
 from tests.conftest import Rand
 from tests.workers.engine_side import ROOT
 from tests.workers.ranks import RankThreads
-from workers.device import open_device
 from workers.device.bfloat16 import bits_from_float32, float32_from_bits
 from workers.device.host import HostDevice
 from workers.device.paddle import PaddleCpu
@@ -130,10 +127,6 @@ def test_arrays_that_travel_together_arrive_apart(device: HostDevice, rand: Rand
 def test_memory_is_counted_in_bytes(device: HostDevice):
     assert 0 < device.free_memory() <= device.total_memory()
 
-
-def test_gpu_is_refused_in_words():
-    with pytest.raises(ConfigError, match="computes on the CPU"):
-        open_device(ServerConfig(device="gpu"), 0, lambda: None)
 
 
 def test_rank_does_not_load_pytorch():

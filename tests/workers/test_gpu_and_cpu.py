@@ -33,7 +33,7 @@ class CpuRank:
 
 
 def test_a_gpu_means_what_a_cpu_means(rand: Rand, media_folder: Path):
-    """Beside bf16 weights both differ in the order of sums alone; beside int4 and int8 ones a CPU rounds more."""
+    """Beside bf16 weights both differ in the order of sums; beside int4 and int8 ones a CPU rounds more."""
     prompt = make_prompt(rand, make_gpu_config(), media_folder, [3, (1, 4, 6), 2])
 
     def best_logprobs(ranks: object) -> np.ndarray:

@@ -55,6 +55,7 @@ class GpuDevice(Device):
         """Collectives come later, with `join`: they need the device's stream."""
         self.name = driver.name
         self.is_gpu = True
+        self.can_record = True
         self.rank = rank
         self.world = world
         self.slowest_flops = 1e12

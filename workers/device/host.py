@@ -51,6 +51,7 @@ class HostDevice(Device):
             raise ValueError(f"{world} ranks need a group to meet in")
         self.name = "cpu"
         self.is_gpu = False
+        self.can_record = False
         self.rank = rank
         self.world = world
         self.slowest_flops = 5e9

@@ -12,6 +12,7 @@ from cuda_ops.library import library
 from engine.errors import EngineError
 
 Op = Callable[..., Any]
+_PEER_SETTINGS = ("peers_create", "peers_open", "peers_close")
 Around = Callable[[str, Op], Op]
 
 
@@ -19,7 +20,7 @@ Around = Callable[[str, Op], Op]
 def watched_ops(around: Around) -> Iterator[None]:
     """Inside the block each op that is called is `around(its name, the op)` instead.
 
-    Also the functions beside ops, such as those that tell sizes.
+    Functions that queue nothing on the device, such as those that tell sizes, stay as they are.
     """
     with _watched(library, around), _watched(device_library, around):
         yield
@@ -32,7 +33,8 @@ def _watched(functions: Any, around: Around) -> Iterator[None]:
 
     class Watched(plain):  # type: ignore[misc]
         def __getattr__(self, name: str) -> Op:
-            watched = around(name, super().__getattr__(name))
+            op = super().__getattr__(name)
+            watched = op if _is_host_work(name) else around(name, op)
             setattr(self, name, watched)
             return watched
 
@@ -43,6 +45,11 @@ def _watched(functions: Any, around: Around) -> Iterator[None]:
     finally:
         functions.__class__ = plain
         _forget(functions)
+
+
+def _is_host_work(name: str) -> bool:
+    is_setting = name.startswith(("group_", "set_", "emulate_")) or name in _PEER_SETTINGS
+    return is_setting or name.endswith(("_bytes", "_parts"))
 
 
 def _forget(functions: Any) -> None:

@@ -11,6 +11,11 @@ from workers.device.gpu import GpuDevice
 from workers.device.paddle import framework as paddle
 
 
+def has_cuda() -> bool:
+    """Whether this Paddle is built for GPUs."""
+    return bool(paddle.device.is_compiled_with_cuda())
+
+
 class PaddleGpu(GpuDevice):
     """One rank on one GPU. Implements workers.device.base.Device."""
 

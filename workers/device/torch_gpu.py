@@ -12,6 +12,11 @@ from workers.device.gpu import GpuDevice
 from workers.device.torch import DTYPES
 
 
+def has_cuda() -> bool:
+    """Whether this PyTorch is built for GPUs."""
+    return torch.version.cuda is not None
+
+
 class TorchGpu(GpuDevice):
     """One rank on one GPU. Implements workers.device.base.Device."""
 
