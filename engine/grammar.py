@@ -20,7 +20,8 @@ from engine.errors import EngineError
 LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=1_000_000,  # about 20 ms when it is compiled
     step_lexer_fuel=100_000,  # about 7 ms of one step
-    step_max_items=50_000,
+    step_max_items=100_000,
+    max_items_in_row=10_000,  # an object of 2,000 optional properties makes 8,000
     max_lexer_states=20_000,  # 1 to 2 KB each
     verbose_errors=False,
 )
@@ -81,4 +82,8 @@ def open_matcher(tokens: llguidance.LLTokenizer, grammar: str) -> llguidance.LLM
 def grammar_error(tokens: llguidance.LLTokenizer, grammar: str) -> str:
     """What is wrong with a grammar, in one line; empty if nothing is."""
     is_wrong, sentences = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, tokens, limits=LIMITS)
-    return sentences[0].strip().splitlines()[0] if is_wrong else ""
+    if is_wrong:
+        return sentences[0].strip().splitlines()[0]
+    matcher = open_matcher(tokens, grammar)
+    matcher.compute_bitmask()  # some limits are met only when it is followed
+    return matcher.get_error().strip().splitlines()[0] if matcher.is_error() else ""

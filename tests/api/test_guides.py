@@ -23,6 +23,8 @@ PERSON = {
 NUMBER = {"type": "object", "properties": {"n": {"$ref": "#/$defs/N"}}, "required": ["n"],
           "$defs": {"N": {"type": "integer"}}}  # fmt: skip
 
+COSTLY = [{"type": "string", "pattern": f"(a|b)*a(a|b){{{length}}}"} for length in range(3, 14)]
+
 
 def json_schema(schema: Any) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
@@ -151,6 +153,7 @@ async def test_with_tools_an_answer_is_a_call_or_has_the_form() -> None:
         ({"guided_json": "{"}, "guided_json"),
         ({"guided_json": "[1]"}, "guided_json"),
         ({"guided_json": {"x-guidance": 5, "type": 7}}, "guided_json"),
+        ({"guided_json": {"allOf": COSTLY}}, "guided_json"),
         ({"guided_regex": "(a"}, "guided_regex"),
         ({"guided_choice": []}, "guided_choice"),
         ({"guided_choice": ["x"] * 1025}, "guided_choice"),
