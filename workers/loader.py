@@ -340,6 +340,7 @@ class _Builder:
 
         def quantise() -> None:
             if quantised is not None:
+                assert quantised.scales is not None
                 cuda_ops.quantize_int8(rows, quantised.data, quantised.scales)
                 self._pack(quantised)
 

@@ -36,6 +36,7 @@ _SOURCES = (  # who cuts, quantises and lays out
     "cuda_ops/*pack*.py",
     "cuda_ops/csrc/*/quantize.*",
     "cuda_ops/csrc/*/*pack*",
+    "cuda_ops/csrc/cpu/int8_panels.h",
 )
 # Weights may be laid out for the widest of these.
 _PROCESSOR_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")

@@ -3,6 +3,7 @@
 #include "../include/attention.h"
 
 #include "../common/checks.h"
+#include "kv_cache.h"
 
 namespace octet {
 namespace {
@@ -11,23 +12,20 @@ void paged_attention(TensorView q, TensorView k_cache, TensorView v_cache, Tenso
                      TensorView query_starts, TensorView kv_lens, double scale, TensorView out,
                      Optional<TensorView> k_scales, Optional<TensorView> v_scales) {
   Checks check("paged_attention");
-  check.require(!k_scales.has_value() && !v_scales.has_value(), "an int8 cache has no CPU body yet");
   Dim M("M"), nq("nq"), nkv("nkv"), hd("hd"), blocks("num_blocks"), size("block_size"), S("S"), B("B");
   check(q, "q", {&M, &nq, &hd}, kActivation);
-  check(k_cache, "k_cache", {&blocks, &nkv, &size, &hd}, kActivation);
-  check(v_cache, "v_cache", {&blocks, &nkv, &size, &hd}, kActivation);
+  const cpu::KvCache cache =
+      check_cache(check, q, k_cache, v_cache, k_scales, v_scales, blocks, nkv, size, hd);
   check(block_tables, "block_tables", {&S, &B}, kInt32)(kv_lens, "kv_lens", {&S}, kInt32);
   Dim starts("S+1", S + 1), width("nq*hd", nq * hd);
   check(query_starts, "query_starts", {&starts}, kInt32)(out, "out", {&M, &width}, kActivation);
   check.require(nkv > 0 && nq % nkv == 0, "nq=" + std::to_string(nq.value()) +
                                               " must be a multiple of nkv=" + std::to_string(nkv.value()));
-  check.same_type(q, "q", k_cache, "k_cache");
-  check.same_type(q, "q", v_cache, "v_cache");
   check.same_type(q, "q", out, "out");
   const cpu::PagedBatch batch{data_of<int32_t>(block_tables), data_of<int32_t>(query_starts),
                               data_of<int32_t>(kv_lens), S, B};
-  check.done(cpu::paged_attention(dtype_of(q), data_of(q), data_of(k_cache), data_of(v_cache), batch,
-                                  float(scale), data_of(out), M, nq, {blocks, nkv, size, hd}));
+  check.done(cpu::paged_attention(dtype_of(q), data_of(q), cache, batch, float(scale), data_of(out), M, nq,
+                                  {blocks, nkv, size, hd}));
 }
 
 void segment_attention(TensorView qkv, TensorView segment_starts, double scale, TensorView out) {

@@ -3,6 +3,7 @@
 #include "../include/rope.h"
 
 #include "../common/checks.h"
+#include "kv_cache.h"
 
 namespace octet {
 namespace {
@@ -20,21 +21,17 @@ void rope_write_kv(TensorView qkv, TensorView cos_sin, TensorView slots, TensorV
                    TensorView v_cache, TensorView q_out, Optional<TensorView> k_scales,
                    Optional<TensorView> v_scales) {
   Checks check("rope_write_kv");
-  check.require(!k_scales.has_value() && !v_scales.has_value(), "an int8 cache has no CPU body yet");
   Dim M("M"), nq("nq"), nkv("nkv"), hd("hd"), blocks("num_blocks"), size("block_size"), two(2);
   check(q_out, "q_out", {&M, &nq, &hd}, kActivation);
-  check(k_cache, "k_cache", {&blocks, &nkv, &size, &hd}, kActivation);
-  check(v_cache, "v_cache", {&blocks, &nkv, &size, &hd}, kActivation);
+  const cpu::KvCache cache =
+      check_cache(check, q_out, k_cache, v_cache, k_scales, v_scales, blocks, nkv, size, hd);
   Dim width("(nq+2nkv)*hd", (nq + 2 * nkv) * hd), pairs("hd/2", hd / 2);
   check(qkv, "qkv", {&M, &width}, kActivation)(cos_sin, "cos_sin", {&M, &pairs, &two}, kFloat32);
   check(slots, "slots", {&M}, kInt32);
   check.require(hd % 2 == 0, "hd must be even");
   check.same_type(qkv, "qkv", q_out, "q_out");
-  check.same_type(qkv, "qkv", k_cache, "k_cache");
-  check.same_type(qkv, "qkv", v_cache, "v_cache");
   check.done(cpu::rope_write_kv(dtype_of(qkv), data_of(qkv), data_of<float>(cos_sin), data_of<int32_t>(slots),
-                                data_of(k_cache), data_of(v_cache), data_of(q_out), M, nq,
-                                {blocks, nkv, size, hd}));
+                                cache, data_of(q_out), M, nq, {blocks, nkv, size, hd}));
 }
 
 void vision_rope(TensorView qkv, TensorView row_col, double theta) {

@@ -2,7 +2,11 @@
 //
 // Shared by paged_attention.cc and segment_attention.cc, which say where K and V rows lie.
 //
-//   order   score = products over head_dim ascending, one lane per position; sum of exponentials = 16 sums
+//   words   q and K meet as 32-bit words: one fp32 element, or two bf16 ones where the machine multiplies
+//   them
+//           directly (vdpbf16ps), which halves both the turning of K and the products. int8 K becomes bf16,
+//           exactly; its scale, one per position, multiplies the score, and V's the value.
+//   order   score = words over head_dim ascending, one lane per position; sum of exponentials = 16 sums
 //           (position mod 16), then the tree of vec.h; weighted values = positions ascending. A position
 //           that a row may not see adds exactly zero to these (values being finite), so neither the other
 //           rows of the tile nor the positions after a row's own take part in its bits.
@@ -12,6 +16,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "../common/scratch.h"
@@ -45,47 +50,109 @@ struct Partial {
 
 // The query rows of one tile and how far each may look.
 struct QueryTile {
-  const float* q;         // [rows, head_dim], times the softmax scale
+  const float* q;         // [rows, words of head_dim]
   const int64_t* limits;  // [rows] a row sees positions [0, limit)
   int64_t rows, head_dim;
+  float scale;  // of the scores
 };
 
-// Rows of K or V turned so that a lane is a position: out[d * kKvBlock + i] = rows[i][d], zero for i >= n.
+// Where the rows of one segment lie. int8 rows come with their scales.
+template <class C>
+struct KvRows {
+  const C *k[kKvSegment], *v[kKvSegment];
+  float k_scales[kKvSegment], v_scales[kKvSegment];
+};
+
+// Activations of type T as words.
 template <class T>
-void load_keys(const T* const* rows, int64_t n, int64_t head_dim, float* out) {
+struct Words {
+  static constexpr int64_t kColumns = 1;
+  static F32x16 add_product(F32x16 q, F32x16 key, F32x16 sums) { return fma(q, key, sums); }
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct Words<BF16> {
+  static constexpr int64_t kColumns = 2;
+  static F32x16 add_product(F32x16 q, F32x16 key, F32x16 sums) {
+    return {_mm512_dpbf16_ps(sums.v, (__m512bh)q.v, (__m512bh)key.v)};
+  }
+};
+#endif
+
+template <class T>
+inline int64_t num_words(int64_t head_dim) {
+  return head_dim / Words<T>::kColumns;
+}
+
+// One row as words; `row` may be of another type than T only where a word is one column.
+template <class T, class C>
+inline F32x16 load_words(const C* row, int64_t word, int64_t n) {
+  if constexpr (Words<T>::kColumns == 2) {
+    return load_upto(reinterpret_cast<const float*>(row) + word, n);  // moves bits, whatever they mean
+  } else {
+    return load_upto(row + word, n);
+  }
+}
+
+// Rows of K turned so that a lane is a position: out[w * kKvBlock + i] = word w of rows[i], zero for i >= n.
+template <class T, class C>
+void turn_keys(const C* const* rows, int64_t n, int64_t head_dim, float* out) {
   for (int64_t i = 0; i < kKvBlock; i += 16) {
-    by_sixteen(head_dim, [&](int64_t d, int64_t width) {
+    by_sixteen(num_words<T>(head_dim), [&](int64_t w, int64_t width) {
       F32x16 square[16];
-      for (int64_t r = 0; r < 16; ++r) square[r] = i + r < n ? load_upto(rows[i + r] + d, width) : zeros();
+      for (int64_t r = 0; r < 16; ++r) {
+        square[r] = i + r < n ? load_words<T>(rows[i + r], w, width) : zeros();
+      }
       transpose(square);
-      for (int64_t r = 0; r < width; ++r) store(out + (d + r) * kKvBlock + i, square[r]);
+      for (int64_t r = 0; r < width; ++r) store(out + (w + r) * kKvBlock + i, square[r]);
     });
   }
 }
 
-// out[i * padded(head_dim) + d] = rows[i][d], zero in the padding.
-template <class T>
-void load_values(const T* const* rows, int64_t n, int64_t head_dim, float* out) {
+template <class T, class C>
+void load_keys(const C* const* rows, int64_t n, int64_t head_dim, float* out) {
+  if constexpr (std::is_same_v<C, int8_t> && Words<T>::kColumns == 2) {
+    BF16* converted = scratch<BF16>(Slot::values, size_t(kKvBlock * head_dim));
+    const BF16* converted_rows[kKvBlock];
+    for (int64_t i = 0; i < n; ++i) {
+      BF16* row = converted + i * head_dim;
+      by_sixteen(head_dim, [&](int64_t d, int64_t width) {
+        store_upto(row + d, load_upto(rows[i] + d, width), width);
+      });
+      converted_rows[i] = row;
+    }
+    turn_keys<T>(converted_rows, n, head_dim, out);
+  } else {
+    turn_keys<T>(rows, n, head_dim, out);
+  }
+}
+
+// out[i * padded(head_dim) + d] = rows[i][d], times scales[i] for int8; zero in the padding.
+template <class C>
+void load_values(const C* const* rows, const float* scales, int64_t n, int64_t head_dim, float* out) {
   for (int64_t i = 0; i < n; ++i) {
     by_sixteen(head_dim, [&](int64_t d, int64_t width) {
-      store(out + i * padded(head_dim) + d, load_upto(rows[i] + d, width));
+      F32x16 value = load_upto(rows[i] + d, width);
+      if constexpr (std::is_same_v<C, int8_t>) value = value * broadcast(scales[i]);
+      store(out + i * padded(head_dim) + d, value);
     });
   }
 }
 
-template <int kRows>
-void score_tile(const float* q, int64_t head_dim, const float* keys, float* scores) {
+template <class T, int kRows>
+void score_tile(const float* q, int64_t words, const float* keys, float* scores) {
   F32x16 sums[kRows][kTileCols];
   for (auto& row : sums) std::fill(std::begin(row), std::end(row), zeros());
-  for (int64_t d = 0; d < head_dim; ++d) {
+  for (int64_t w = 0; w < words; ++w) {
     F32x16 key[kTileCols];
 #pragma GCC unroll 8
-    for (int j = 0; j < kTileCols; ++j) key[j] = load(keys + d * kKvBlock + j * 16);
+    for (int j = 0; j < kTileCols; ++j) key[j] = load(keys + w * kKvBlock + j * 16);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const F32x16 x = broadcast(q[i * head_dim + d]);
+      const F32x16 x = broadcast(q[i * words + w]);
 #pragma GCC unroll 8
-      for (int j = 0; j < kTileCols; ++j) sums[i][j] = fma(x, key[j], sums[i][j]);
+      for (int j = 0; j < kTileCols; ++j) sums[i][j] = Words<T>::add_product(x, key[j], sums[i][j]);
     }
   }
   for (int i = 0; i < kRows; ++i) {
@@ -118,9 +185,9 @@ void value_tile(const float* weights, const float* values, int64_t n, int64_t st
 using ScoreTile = void (*)(const float*, int64_t, const float*, float*);
 using ValueTile = void (*)(const float*, const float*, int64_t, int64_t, float*);
 
-template <int... rows>
+template <class T, int... rows>
 ScoreTile pick_score_tile(int64_t num_rows, std::integer_sequence<int, rows...>) {
-  static constexpr ScoreTile by_rows[] = {score_tile<rows + 1>...};
+  static constexpr ScoreTile by_rows[] = {score_tile<T, rows + 1>...};
   return by_rows[num_rows - 1];
 }
 template <int kCols, int... rows>
@@ -130,12 +197,14 @@ ValueTile pick_value_tile(int64_t num_rows, std::integer_sequence<int, rows...>)
 }
 
 // scores[r, i] = q[r] . key i   for the kKvBlock positions of one block
-inline void score_block(const QueryTile& tile, const float* keys, float* scores) {
+template <class T>
+void score_block(const QueryTile& tile, const float* keys, float* scores) {
   constexpr auto shapes = std::make_integer_sequence<int, kTileRows>();
+  const int64_t words = num_words<T>(tile.head_dim);
   for (int64_t r = 0; r < tile.rows; r += kTileRows) {
-    const ScoreTile run = pick_score_tile(std::min<int64_t>(kTileRows, tile.rows - r), shapes);
+    const ScoreTile run = pick_score_tile<T>(std::min<int64_t>(kTileRows, tile.rows - r), shapes);
     for (int64_t i = 0; i < kKvBlock; i += kTileCols * 16) {
-      run(tile.q + r * tile.head_dim, tile.head_dim, keys + i, scores + r * kKvSegment + i);
+      run(tile.q + r * words, words, keys + i, scores + r * kKvSegment + i);
     }
   }
 }
@@ -157,11 +226,14 @@ inline void value_block(const QueryTile& tile, const float* weights, const float
   }
 }
 
-// Replaces the first `visible` of kKvSegment scores by e^(score - maximum) and the others by 0.
-inline void soften_row(float* scores, int64_t visible, float& maximum, float& total) {
+// Replaces the first `visible` of kKvSegment scores by e^(score * factor - maximum) and the others by 0.
+inline void soften_row(float* scores, const float* factors, int64_t visible, float& maximum, float& total) {
   const float lowest = -std::numeric_limits<float>::infinity();
   F32x16 highest = broadcast(lowest), sums = zeros();
   const int64_t whole = visible / 16 * 16;
+  by_sixteen(visible, [&](int64_t i, int64_t n) {
+    store_upto(scores + i, load_upto(scores + i, n) * load_upto(factors + i, n), n);
+  });
   std::fill(scores + visible, scores + std::min(kKvSegment, whole + 16), lowest);
   const int64_t used = std::min(kKvSegment, ceil_div(visible, 16) * 16);
   for (int64_t i = 0; i < used; i += 16) highest = max(highest, load(scores + i));
@@ -175,19 +247,23 @@ inline void soften_row(float* scores, int64_t visible, float& maximum, float& to
   total = sum(sums);
 }
 
-// One segment: positions [first, first + num_positions), at most kKvSegment of them.
-// fill(position, n, k_rows, v_rows) names the n rows of K and V that start at a position.
-template <class T, class Fill>
+// One segment: positions [first, first + num_positions), at most kKvSegment of them. T is the type of q, C
+// that of K and V. fill(position, n, rows) names the n rows that start at a position.
+template <class T, class C, class Fill>
 void attend_segment(const QueryTile& tile, int64_t first, int64_t num_positions, Fill fill, Partial out) {
   const int64_t hd = tile.head_dim;
   float* block = scratch<float>(Slot::keys, size_t(kKvBlock * padded(hd)));
   float* scores = scratch<float>(Slot::scores, size_t(tile.rows * kKvSegment));
-  const T *k_rows[kKvSegment], *v_rows[kKvSegment];
-  fill(first, num_positions, k_rows, v_rows);
+  KvRows<C> kv;
+  fill(first, num_positions, kv);
+  float factors[kKvSegment];
+  for (int64_t i = 0; i < num_positions; ++i) {
+    factors[i] = std::is_same_v<C, int8_t> ? tile.scale * kv.k_scales[i] : tile.scale;
+  }
   out.clear(tile.rows, hd);
   for (int64_t i = 0; i < num_positions; i += kKvBlock) {
-    load_keys(k_rows + i, std::min(kKvBlock, num_positions - i), hd, block);
-    score_block(tile, block, scores + i);
+    load_keys<T>(kv.k + i, std::min(kKvBlock, num_positions - i), hd, block);
+    score_block<T>(tile, block, scores + i);
   }
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t visible = std::clamp<int64_t>(tile.limits[r] - first, 0, num_positions);
@@ -195,12 +271,12 @@ void attend_segment(const QueryTile& tile, int64_t first, int64_t num_positions,
     if (visible == 0) {
       std::fill(row, row + kKvSegment, 0.0f);
     } else {
-      soften_row(row, visible, out.maximum[r], out.sum[r]);
+      soften_row(row, factors, visible, out.maximum[r], out.sum[r]);
     }
   }
   for (int64_t i = 0; i < num_positions; i += kKvBlock) {
     const int64_t n = std::min(kKvBlock, num_positions - i);
-    load_values(v_rows + i, n, hd, block);
+    load_values(kv.v + i, kv.v_scales + i, n, hd, block);
     value_block(tile, scores + i, block, n, out.values);
   }
 }
@@ -232,11 +308,13 @@ void finish_row(Partial all, int64_t row, int64_t head_dim, T* out) {
   });
 }
 
-// q[d] = row[d] * scale in fp32
+// A row of q as words.
 template <class T>
-void load_query(const T* row, float scale, int64_t head_dim, float* q) {
-  by_sixteen(head_dim,
-             [&](int64_t d, int64_t n) { store_upto(q + d, load_upto(row + d, n) * broadcast(scale), n); });
+void load_query(const T* row, int64_t head_dim, float* q) {
+  by_sixteen(num_words<T>(head_dim),
+             [&](int64_t w, int64_t n) { store_upto(q + w, load_words<T>(row, w, n), n); });
 }
+
+constexpr Status kOddHeads = "head_dim must be even";
 
 }  // namespace octet::cpu

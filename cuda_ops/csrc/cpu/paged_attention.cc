@@ -1,8 +1,9 @@
 // cpu/paged_attention.cc   Causal softmax(q k^T * scale) v over KV blocks; decode and chunked prefill alike.
 //
-//   q [M, nq, hd]   k_cache, v_cache [num_blocks, nkv, block_size, hd]   out [M, nq * hd]
+//   q [M, nq, hd]   k_cache, v_cache [num_blocks, nkv, block_size, hd] of q's type, or int8 with scales
+//   [num_blocks, nkv, block_size]   out [M, nq * hd]
 //
-//   bytes   2 * kv_len * nkv * hd * sizeof(T) per sequence and query tile   -> memory bound in decode
+//   bytes   2 * kv_len * nkv * hd * sizeof(cache) per sequence and query tile   -> memory bound in decode
 //   flops   4 * sum(positions seen) * nq * hd                               -> arithmetic bound in prefill
 //   map     a tile holds the heads that share one KV head, for as many queries as fit kQueryRows; tiles over
 //           threads, and where there are fewer tiles than threads their KV segments over threads too
@@ -43,9 +44,10 @@ std::vector<Task> cut_into_tasks(const PagedBatch& batch, int64_t group, int64_t
   return tasks;
 }
 
-template <class T>
+template <class T, class C>
 struct Attention {
-  const T *q, *k_cache, *v_cache;
+  const T* q;
+  const KvCache& cache;
   T* out;
   const PagedBatch& batch;
   const KvShape& kv;
@@ -66,25 +68,28 @@ struct Attention {
     float* queries = scratch<float>(Slot::activations, size_t(n * hd));
     int64_t* limits = scratch<int64_t>(Slot::row_pointers, size_t(n));
     for (int64_t r = 0; r < n; ++r) {
-      load_query(query(task, r), scale, hd, queries + r * hd);
+      load_query(query(task, r), hd, queries + r * num_words<T>(hd));
       limits[r] = task.first_position + r / group() + 1;
     }
     const int64_t first = segment * kKvSegment;
-    const auto fill = [&](int64_t position, int64_t count, const T** k_rows, const T** v_rows) {
+    const auto fill = [&](int64_t position, int64_t count, KvRows<C>& rows) {
       const int32_t* table = batch.block_tables + task.sequence * batch.max_blocks;
       for (int64_t i = 0; i < count;) {
         const int64_t offset = (position + i) % kv.block_size;
         const int64_t block = table[(position + i) / kv.block_size];
-        const int64_t at = ((block * kv.num_kv_heads + task.kv_head) * kv.block_size + offset) * hd;
-        const int64_t end = std::min(count, i + kv.block_size - offset);
-        for (int64_t first = i; i < end; ++i) {
-          k_rows[i] = k_cache + at + (i - first) * hd;
-          v_rows[i] = v_cache + at + (i - first) * hd;
+        int64_t place = (block * kv.num_kv_heads + task.kv_head) * kv.block_size + offset;
+        for (const int64_t end = std::min(count, i + kv.block_size - offset); i < end; ++i, ++place) {
+          rows.k[i] = static_cast<const C*>(cache.k) + place * hd;
+          rows.v[i] = static_cast<const C*>(cache.v) + place * hd;
+          if constexpr (std::is_same_v<C, int8_t>) {
+            rows.k_scales[i] = to_float(cache.k_scales[place]);
+            rows.v_scales[i] = to_float(cache.v_scales[place]);
+          }
         }
       }
     };
-    attend_segment<T>({queries, limits, n, hd}, first, std::min(kKvSegment, task.positions() - first), fill,
-                      result);
+    attend_segment<T, C>({queries, limits, n, hd, scale}, first,
+                         std::min(kKvSegment, task.positions() - first), fill, result);
   }
 
   void finish(const Task& task, Partial all) const {
@@ -136,21 +141,21 @@ Status check_batch(const PagedBatch& batch, int64_t m, const KvShape& kv) {
 
 }  // namespace
 
-Status paged_attention(DType type, const void* q, const void* k_cache, const void* v_cache,
-                       const PagedBatch& batch, float scale, void* out, int64_t m, int64_t num_heads,
-                       const KvShape& kv) {
+Status paged_attention(DType type, const void* q, const KvCache& cache, const PagedBatch& batch, float scale,
+                       void* out, int64_t m, int64_t num_heads, const KvShape& kv) {
   if (Status wrong = check_batch(batch, m, kv)) return wrong;
+  if (kv.head_dim % 2 != 0) return kOddHeads;
   const std::vector<Task> tasks = cut_into_tasks(batch, num_heads / kv.num_kv_heads, kv.num_kv_heads);
-  with_type(type, [&](auto t) {
+  const auto run = [&](auto t, auto c) {
     using T = decltype(t);
-    const Attention<T> attention{
-        (const T*)q, (const T*)k_cache, (const T*)v_cache, (T*)out, batch, kv, num_heads, scale};
+    const Attention<T, decltype(c)> attention{(const T*)q, cache, (T*)out, batch, kv, num_heads, scale};
     if (int64_t(tasks.size()) < num_threads()) {
       for (const Task& task : tasks) attention.run_split(task);
     } else {
       parallel_for(int64_t(tasks.size()), [&](int64_t i) { attention.run_whole(tasks[size_t(i)]); });
     }
-  });
+  };
+  with_type(type, [&](auto t) { cache.k_scales ? run(t, int8_t{}) : run(t, t); });
   return nullptr;
 }
 

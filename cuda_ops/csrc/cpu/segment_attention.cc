@@ -40,19 +40,19 @@ void attend(const T* qkv, const Task& task, int64_t head, float scale, T* out, i
   const Partial one = Partial::in(memory + Partial::size(rows, hd), rows);
   int64_t limits[kQueryRows];
   for (int64_t r = 0; r < rows; ++r) {
-    load_query(qkv + (task.first_query + r) * row + head * hd, scale, hd, q + r * hd);
+    load_query(qkv + (task.first_query + r) * row + head * hd, hd, q + r * num_words<T>(hd));
     limits[r] = task.end - task.begin;
   }
   all.clear(rows, hd);
-  const auto fill = [&](int64_t first, int64_t n, const T** k_rows, const T** v_rows) {
+  const auto fill = [&](int64_t first, int64_t n, KvRows<T>& kv) {
     for (int64_t i = 0; i < n; ++i) {
-      k_rows[i] = qkv + (task.begin + first + i) * row + (heads + head) * hd;
-      v_rows[i] = k_rows[i] + heads * hd;
+      kv.k[i] = qkv + (task.begin + first + i) * row + (heads + head) * hd;
+      kv.v[i] = kv.k[i] + heads * hd;
     }
   };
   for (int64_t first = 0; first < task.end - task.begin; first += kKvSegment) {
     const int64_t n = std::min(kKvSegment, task.end - task.begin - first);
-    attend_segment<T>({q, limits, rows, hd}, first, n, fill, one);
+    attend_segment<T, T>({q, limits, rows, hd, scale}, first, n, fill, one);
     merge(all, one, rows, hd);
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -64,6 +64,7 @@ void attend(const T* qkv, const Task& task, int64_t head, float scale, T* out, i
 
 Status segment_attention(DType type, const void* qkv, const int32_t* segment_starts, int64_t num_segments,
                          float scale, void* out, int64_t p, int64_t heads, int64_t head_dim) {
+  if (head_dim % 2 != 0) return kOddHeads;
   if (segment_starts[0] != 0 || segment_starts[num_segments] != p) {
     return "segment_starts must begin with 0 and end with P";
   }

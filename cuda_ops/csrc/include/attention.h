@@ -23,9 +23,8 @@ struct PagedBatch {
 
 // q [M, num_heads, head_dim] -> out [M, num_heads * head_dim]; query i of a sequence sees the first
 // kv_len - num_queries + i + 1 positions.
-Status paged_attention(DType type, const void* q, const void* k_cache, const void* v_cache,
-                       const PagedBatch& batch, float scale, void* out, int64_t m, int64_t num_heads,
-                       const KvShape& kv);
+Status paged_attention(DType type, const void* q, const KvCache& cache, const PagedBatch& batch, float scale,
+                       void* out, int64_t m, int64_t num_heads, const KvShape& kv);
 
 // qkv [P, 3, heads, head_dim], segment_starts [num_segments + 1] -> out [P, heads * head_dim]
 Status segment_attention(DType type, const void* qkv, const int32_t* segment_starts, int64_t num_segments,

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "../common/bf16.h"
 #include "../common/status.h"
 
 namespace octet::cpu {
@@ -16,10 +17,17 @@ struct KvShape {
   int64_t num_blocks, num_kv_heads, block_size, head_dim;
 };
 
+// k, v [num_blocks, num_kv_heads, block_size, head_dim] of the activations' type, or int8 with scales
+// [num_blocks, num_kv_heads, block_size], which are null otherwise.
+struct KvCache {
+  void *k, *v;
+  BF16 *k_scales, *v_scales;
+};
+
 // qkv [M, (num_heads + 2 * num_kv_heads) * head_dim] rows Q|K|V -> rotated q_out [M, num_heads, head_dim];
-// rotated K and plain V into slots [M] of the caches [num_blocks, num_kv_heads, block_size, head_dim].
-Status rope_write_kv(DType type, const void* qkv, const float* cos_sin, const int32_t* slots, void* k_cache,
-                     void* v_cache, void* q_out, int64_t m, int64_t num_heads, const KvShape& kv);
+// rotated K and plain V into slots [M] of the cache.
+Status rope_write_kv(DType type, const void* qkv, const float* cos_sin, const int32_t* slots,
+                     const KvCache& cache, void* q_out, int64_t m, int64_t num_heads, const KvShape& kv);
 
 // qkv [P, 3, heads, head_dim], q and k rotated in place; row_col [P, 2]
 Status vision_rope(DType type, void* qkv, const int32_t* row_col, float theta, int64_t p, int64_t heads,
