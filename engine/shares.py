@@ -8,6 +8,7 @@ a quiet tenant comes and finds that a busy one has taken everything.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from itertools import islice, takewhile
 
 from engine.config import ServerConfig
@@ -38,12 +39,6 @@ class Shares:
         account = accounts.of(tenant)
         has_places = account.num_running + num_more >= self._num_places(tenant)
         return has_places or account.num_blocks > self._num_blocks(tenant)
-
-    def _first_in_queue(self) -> list[Sequence]:
-        walk = self._live.waiting.candidates(self.is_held_back)
-        first = list(islice(walk, _CLAIMS))
-        walk.close()
-        return first
 
     def _num_places(self, tenant: str) -> int:
         """Its share of them, one at least."""
@@ -114,27 +109,32 @@ class Shares:
     def quotas(self, filling: list[Sequence], num_prefill_tokens: int, now: float) -> dict[str, int]:
         """Prompt tokens that tenants may compute in the next step; whoever is not named may compute all.
 
-        Those who want some share the step by weight. A tenant above its share computes little at once while
-        others are about: the step in which one of these arrives is the first part of its waiting, and what is
-        computed beside its prompt is the second.
+        Those who want some share the step by weight, and what one does not want is the others'. A tenant
+        above its share computes little at once while others are about: the step in which one of these arrives
+        is the first part of its waiting, and what is computed beside its prompt is the second.
         """
         live = self._live
         if not self._can_chunk or not live.accounts.are_several(now):
             return {}
-        tenants = {one.tenant for one in filling}
+        wants = Counter[str]()
+        for one in filling:
+            wants[one.tenant] += len(one.token_ids) - one.num_computed_tokens
         if len(live.waiting) and len(live.running) < self._max_running:
-            num_freed = live.kv.pool.num_freed
-            tenants.update(one.tenant for one in self._first_in_queue() if one.tried_at != num_freed)
-        if not tenants:
-            return {}
-        weights = {tenant: live.accounts.of(tenant).weight for tenant in tenants}
-        each = num_prefill_tokens / sum(weights.values())
-        quotas = {tenant: max(_FEWEST, int(each * weight)) for tenant, weight in weights.items()}
-        little = self._pacing.num_tokens_within(_SHORT if len(tenants) == 1 else _SHORT / 2)
-        for tenant in tenants:
+            for one in self._first_in_queue():
+                if one.tried_at != live.kv.pool.num_freed:
+                    num_cached = len(live.kv.find_prefix(one)) * live.kv.block_size
+                    wants[one.tenant] += one.num_tokens - num_cached
+        little = self._pacing.num_tokens_within(_SHORT if len(wants) < 2 else _SHORT / 2)
+        for tenant in wants:
             if self._has_more_than_share(tenant):
-                quotas[tenant] = min(quotas[tenant], little)
-        return quotas
+                wants[tenant] = min(wants[tenant], little)
+        return share_out(num_prefill_tokens, wants, {one: live.accounts.of(one).weight for one in wants})
+
+    def _first_in_queue(self) -> list[Sequence]:
+        walk = self._live.waiting.candidates(self.is_held_back)
+        first = list(islice(walk, _CLAIMS))
+        walk.close()
+        return first
 
     def _has_more_than_share(self, tenant: str) -> bool:
         """Of places or of blocks; of half of them when nobody else has live requests."""
@@ -142,3 +142,19 @@ class Shares:
         account = accounts.of(tenant)
         share = accounts.share_of(tenant) if accounts.num_active > 1 else 0.5
         return account.num_running > share * self._max_running or account.num_blocks > share * num_blocks
+
+
+def share_out(total: int, wants: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
+    """What each gets of `total`: no more than it wants, and of what is short as much as its weight says."""
+    shares: dict[str, int] = {}
+    left, still = float(total), set(wants)
+    while still:
+        level = left / sum(weights[one] for one in still)
+        content = {one for one in still if wants[one] <= level * weights[one]}
+        for one in content or still:
+            shares[one] = wants[one] if content else max(_FEWEST, int(level * weights[one]))
+        if not content:
+            break
+        left -= sum(wants[one] for one in content)
+        still -= content
+    return shares

@@ -10,6 +10,7 @@ import pytest
 from engine.config import ServerConfig
 from engine.messages import AddRequest, SamplingParams, StepPlan
 from engine.scheduler import Scheduler
+from engine.shares import share_out
 from tests.engine.builders import CLIENT, EOS, make_scheduler
 from tests.engine.fakes import RankMirror, chunks_of
 
@@ -129,6 +130,13 @@ def test_one_tenant_alone_has_everything():
         world.add(prompt_len=40, max_tokens=9)
     assert list(world.step().values()) == [40, 24]
     assert world.scheduler.num_preemptions == 0
+
+
+def test_what_is_short_is_shared_by_weight_and_what_one_does_not_want_goes_to_the_others():
+    wants, weights = {"little": 10, "much": 500, "double": 500}, {"little": 1.0, "much": 1.0, "double": 2.0}
+    assert share_out(310, wants, weights) == {"little": 10, "much": 100, "double": 200}
+    assert share_out(2000, wants, weights) == wants
+    assert share_out(100, {}, {}) == {}
 
 
 def test_prompts_of_two_tenants_share_a_step():
