@@ -52,6 +52,7 @@ OFF = {
     "both-caches": ("--no-enable-prefix-caching", "--image-cache", "0"),
     "chunked-prefill": ("--no-enable-chunked-prefill",),
     "overlap": ("--no-overlap",),
+    "swap": ("--swap-space", "0"),  # for comparison with what the flags behind -- give
     "pacing": ("--target-itl-ms", "0"),
 }
 RESULTS = Path(__file__).parent / "results"
