@@ -14,6 +14,7 @@ import sys
 from typing import BinaryIO
 
 from api.media.decode import run_job
+from api.media.patches import load_ops
 from api.media.protocol import DecodeJob, DecoderReady, pack, read_frame, unpack_job
 from api.media.timestamp import TimestampFont
 from engine.errors import ConfigError
@@ -32,6 +33,7 @@ def main() -> int:
     except ConfigError as error:
         replies.write(pack(DecoderReady(str(error))))
         return 1
+    load_ops()  # before limits and before the first picture waits for it
     _limit_resources(memory)
     replies.write(pack(DecoderReady()))
     while (body := read_frame(requests)) is not None:

@@ -39,6 +39,8 @@ def is_allowed(part: str, module: str) -> bool:
         return True
     if root == "engine" and part in ("api", "workers"):
         return bool(rest) and rest[0] in VOCABULARY
+    if root == "cuda_ops" and part == "api":
+        return rest[:1] == ["pictures"]
     return root == "cuda_ops" and part == "workers"
 
 

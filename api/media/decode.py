@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image
 
 from api.media.geometry import num_image_tokens, num_video_tokens, smart_resize
-from api.media.images import read_image, resize
+from api.media.images import read_image
 from api.media.options import MediaOptions
 from api.media.patch_file import PatchFile
 from api.media.protocol import Decoded, DecodeJob, Refused
@@ -59,7 +59,7 @@ def _decode_image(job: DecodeJob, file: BinaryIO) -> PatchFile:
     _check_tokens(job, num_image_tokens(height // 14, width // 14))
     patches = PatchFile(job.output, "image", 1, height, width)
     try:
-        patches.add(resize(image, height, width))
+        patches.add(image)
     finally:
         patches.close()
     return patches
@@ -92,7 +92,7 @@ def _write_frames(job: DecodeJob, frames: zip, count: int, font: TimestampFont) 
                 _check_tokens(job, num_video_tokens(even, size[0] // 14, size[1] // 14))
                 patches = PatchFile(job.output, "video", even, *size)
             font.draw(image, seconds)
-            patches.add(resize(image, *size))
+            patches.add(image)
         if patches is None:
             raise MediaRefusal("has no frames")
         if count % 2:

@@ -69,7 +69,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, rows: int, columns: int) -> np.ndarray:
-    """[rows, columns, 3] uint8, by Pillow's bicubic filter, as the model was trained."""
+    """[rows, columns, 3] uint8, by Pillow's bicubic filter, as the model was trained.
+
+    What a server does at once in patches.py, resize_to_patches, with the same bits.
+    """
     if image.size != (columns, rows):
         image = image.resize((columns, rows), Image.Resampling.BICUBIC)
     return np.asarray(image)

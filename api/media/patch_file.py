@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 import numpy as np
+from PIL import Image
 
 from api.media.geometry import MERGE, PATCH
-from api.media.patches import PATCH_BYTES, ContentHash, write_patches
+from api.media.patches import PATCH_BYTES, ContentHash, resize_to_patches
 
 
 class PatchFile:
@@ -16,13 +17,14 @@ class PatchFile:
     def __init__(self, path: str, kind: str, frames: int, height: int, width: int) -> None:
         """height and width in pixels, multiples of 28. Raises OSError when the file exists already."""
         self.grid = (frames, height // PATCH, width // PATCH)
+        self._height, self._width = height, width
         self._hash = ContentHash(kind, self.grid)
         self._patches = np.empty((self.grid[1] * self.grid[2], PATCH_BYTES), np.uint8)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
-    def add(self, pixels: np.ndarray) -> None:
-        """Append one frame, [height, width, 3] uint8."""
-        write_patches(pixels, self._patches)
+    def add(self, image: Image.Image) -> None:
+        """Append one frame, resized to the file's height and width."""
+        resize_to_patches(image, self._height, self._width, self._patches)
         self.repeat()
 
     def repeat(self) -> None:
