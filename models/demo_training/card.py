@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from models.demo_training.config import parameter_table
+from models.demo_training.scores import EVALUATION_FILE
 from models.tiny_config import TinyModel
-
-EVALUATION_FILE = (
-    "evaluation.json"  # {"bfloat16 TP 1": {"shapes": 0.99, ...}, ...}, written by evaluate_served.py
-)
 
 _TEXT = """# Octet demo model
 

@@ -82,9 +82,13 @@ def load_weights(model: Model, file: Path) -> None:
 
     The head that only training has may be missing.
     """
-    missing, unknown = model.load_state_dict(load_file(file), strict=False)
+    put_weights(model, load_file(file), str(file))
+
+
+def put_weights(model: Model, weights: dict[str, torch.Tensor], origin: str = "The checkpoint") -> None:
+    missing, unknown = model.load_state_dict(weights, strict=False)
     if set(missing) - {"lm_head.weight", "patch_head.weight", "patch_head.bias"} or unknown:
-        raise RuntimeError(f"{file} does not fit the model: missing {missing}, unknown {unknown}.")
+        raise RuntimeError(f"{origin} does not fit the model: missing {missing}, unknown {unknown}.")
 
 
 def _moments(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -84,7 +84,7 @@ SMALL_SHARES: dict[str, float] = {
 # (steps, shares) of the stages before the main diet.
 STAGES: tuple[tuple[int, dict[str, float]], ...] = (
     (250, {"first thing": 3, "first digit": 1}),
-    (600, SMALL_SHARES),
+    (450, SMALL_SHARES),
 )
 
 SOURCES: dict[str, Skill] = SKILLS | FIRST_LOOKS | LESSONS

@@ -21,9 +21,10 @@ from models.demo_training.encode import Encoder
 from models.demo_training.fake_quant import Quantization, quantised
 from models.demo_training.forward import Normaliser
 from models.demo_training.generate import greedy
+from models.demo_training.low_precision import LowPrecision
 from models.demo_training.model import Model, build_model
 from models.demo_training.sample import Sample, rng_for
-from models.demo_training.scores import Score, is_right, table
+from models.demo_training.scores import Score, is_right, save, table
 from models.demo_training.skills import SKILLS
 
 EVALUATION_SEED = 0
@@ -76,7 +77,11 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="of tensor parallelism, for wint4's groups")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--mistakes", action="store_true", help="print wrong answers")
+    parser.add_argument("--name", default="", help="column of the model card to save the scores in")
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0 for its own choice")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     model = build_model(demo_model(), seed=0, device=options.device)
     folder = checkpoint.latest(options.run / "checkpoint")
     if folder is None:
@@ -84,14 +89,17 @@ def main() -> None:
     checkpoint.load_weights(model, folder / "weights.safetensors")
     quantization: Quantization = options.quantization
     with quantised(model, quantization, options.ranks):
+        computing = LowPrecision(model, torch.bfloat16).copy
         scores = evaluate(
-            model,
+            computing,
             Encoder(options.run / "tokenizer"),
             tuple(options.skills.split(",")),
             options.samples,
             _print_mistake if options.mistakes else None,
         )
     print(table(scores))
+    if options.name:
+        save(options.run, options.name, scores)
 
 
 def _print_mistake(sample: Sample, written: str, right: bool) -> None:

@@ -18,9 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from models.demo_training.card import EVALUATION_FILE
 from models.demo_training.sample import Sample, rng_for
-from models.demo_training.scores import Score, is_right, table
+from models.demo_training.scores import Score, is_right, save, table
 from models.demo_training.skills import SKILLS
 from models.demo_training.wire import chat_request, written_text
 
@@ -90,14 +89,6 @@ def _with_bar(answers: Iterator[tuple[str, bool]], total: int) -> Iterator[tuple
         yield skill, is_correct
     if sys.stderr.isatty():
         print(file=sys.stderr)
-
-
-def save(folder: Path, name: str, scores: dict[str, Score]) -> None:
-    """Add or replace one column."""
-    file = folder / EVALUATION_FILE
-    columns = json.loads(file.read_text()) if file.is_file() else {}
-    columns[name] = {skill: score.share for skill, score in scores.items()}
-    file.write_text(json.dumps(columns, indent=2) + "\n")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,17 +59,15 @@ class Board:
     @torch.no_grad()
     def adopt(self, progress: Progress) -> None:
         """Helper: take them. One that is written meanwhile is half new, which does no harm."""
-        while not self.header[0]:
-            time.sleep(_POLL_SECONDS)
         progress.step, progress.samples = int(self.header[0]) - 1, int(self.header[2])
         progress.seconds = int(self.header[3]) / 1000
         for parameter, part in zip(self._parameters, self._split(self.weights), strict=True):
             parameter.copy_(part.view_as(parameter))
 
     @torch.no_grad()
-    def offer(self, num_answers: int) -> None:
-        """Helper: put the parameters' gradients there; waits until the last ones are taken."""
-        while self.header[1]:
+    def offer(self, num_answers: int, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Helper: put the parameters' gradients there, once the last ones are taken or all is over."""
+        while self.header[1] and not is_over():
             time.sleep(_POLL_SECONDS)
         for parameter, part in zip(self._parameters, self._split(self.gradient), strict=True):
             part.zero_() if parameter.grad is None else part.copy_(parameter.grad.reshape(-1))
@@ -128,14 +126,21 @@ def help_out(trainer: Trainer, board: Board, number: int) -> None:
     """Until the trainer is gone. Samples follow its stage of the curriculum, not its number of steps."""
     settings = replace(trainer.feed_settings, seed=trainer.settings.seed + SEED_OFFSET * (number + 1))
     parent, feed, shares = os.getppid(), None, None
-    while os.getppid() == parent:
+
+    def is_over() -> bool:
+        return os.getppid() != parent
+
+    while not is_over():
+        if not board.header[0]:
+            time.sleep(_POLL_SECONDS)
+            continue
         board.adopt(trainer.progress)
         if feed is None or shares != shares_at(trainer.progress.step, settings.only):
             shares = shares_at(trainer.progress.step, settings.only)
             if feed is not None:
                 feed.close()
             feed = Feed(settings, 1, trainer.progress.step)
-        board.offer(trainer.gradients(feed.next_step()))
+        board.offer(trainer.gradients(feed.next_step()), is_over)
         trainer.optimizer.zero_grad(set_to_none=True)
 
 
@@ -150,6 +155,7 @@ def main() -> None:
     torch.set_num_threads(1)
     trainer = Trainer(parse(rest), is_helper=True)
     help_out(trainer, Board(options.board, trainer.model.parameters()), options.number)
+    shutil.rmtree(options.board.parent, ignore_errors=True)  # a trainer that was cut off cannot
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from models.demo_training import checkpoint
 from models.demo_training.balance import LoadBalancer
@@ -26,6 +27,7 @@ from models.demo_training.collate import MicroBatch
 from models.demo_training.config import demo_model, mini_model
 from models.demo_training.encode import Encoder
 from models.demo_training.evaluate import evaluate
+from models.demo_training.export import from_paddle
 from models.demo_training.fake_quant import quantised
 from models.demo_training.feed import Feed, FeedSettings
 from models.demo_training.forward import Normaliser, answer_losses, to_device
@@ -62,7 +64,7 @@ class Settings:
     max_tokens: int = 4096  # of a micro-batch
     max_patches: int = 6144
     dtype: str = "bfloat16"  # to compute with; weights and moments are fp32
-    init_from: str = ""  # weights to start from, when the run is new
+    init_from: str = ""  # when the run is new: weights.safetensors of another one, or an exported folder
     device: str = "cpu"
     threads: int = 0  # of PyTorch; 0 for its own choice
     workers: int = 1
@@ -214,7 +216,15 @@ class Trainer:
                     f"{found} was made with seed {self.progress.seed}; give the same or a new --out."
                 )
         elif self.settings.init_from:
-            checkpoint.load_weights(self.model, Path(self.settings.init_from))
+            self._start_from(Path(self.settings.init_from))
+
+    def _start_from(self, source: Path) -> None:
+        """Weights of another run, or the bf16 ones of an export."""
+        if source.is_dir():
+            sizes = {"demo": demo_model, "mini": mini_model}[self.settings.model]()
+            checkpoint.put_weights(self.model, from_paddle(load_file(source / "model.safetensors"), sizes))
+        else:
+            checkpoint.load_weights(self.model, source)
 
     def _time_is_up(self, began: float) -> bool:
         limit = 60 * self.settings.stop_after

@@ -86,7 +86,7 @@ def test_losses_equal_those_of_transformers_own_forward(encoder, model):
     """Its experts, attention, positions and loss; pictures only, because for clips its positions differ."""
     example = encoder.encode(next(s for s in (draw("pictures", i) for i in range(9)) if len(s.media) == 3))
     plain = Model(hugging_face_config(mini_model())).eval()
-    plain.load_state_dict(model.state_dict())
+    plain.load_state_dict(model.state_dict(), strict=False)  # without the head for patches
     plain.config.text_config._experts_implementation = "eager"
     micro = collate([example])
     batch = to_device(micro, CPU)
@@ -131,7 +131,7 @@ def _batch(examples):
 
 def test_vision_of_pictures_and_clips_in_one_call_equals_transformers(encoder, model):
     plain = Model(hugging_face_config(mini_model())).eval()
-    plain.load_state_dict(model.state_dict())
+    plain.load_state_dict(model.state_dict(), strict=False)  # without the head for patches
     micro = collate([encoder.encode(draw(skill, 0)) for skill in ("shapes", "moment", "pictures", "motion")])
     grids, batch = torch.as_tensor(micro.grids).long(), to_device(micro, CPU)
     with torch.no_grad():
@@ -210,10 +210,10 @@ def test_training_writes_what_it_does_and_finishes(tmp_path, tokenizer_folder):
     trainer.run()
     assert trainer.is_done and trainer.progress.samples == 16
     moved = {n for n, w in named_weights(trainer.model).items() if not torch.equal(w, before[n])}
-    # An expert may see no token in four steps; nothing reads the vision positions behind the last layer.
-    assert before.keys() - moved <= {
-        n for n in before if "experts" in n or "correction" in n or "vision_moe" in n
-    }
+    # An expert may see no token in four steps; nothing reads the vision positions behind the last layer; the
+    # patch embedding stays as it is made.
+    at_rest = ("experts", "correction", "vision_moe", "patch_embed")
+    assert before.keys() - moved <= {n for n in before if any(part in n for part in at_rest)}
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 4 and last["done"] == 1.0 and set(last["loss"]) <= {"shapes", "chat", "moment"}
 
