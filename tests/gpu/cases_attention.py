@@ -197,7 +197,8 @@ def tower_case(machine: Machine, segments: Sequence[int], heads: int = 16, dim: 
     q, k, v = (qkv[: segments[0], i].transpose(0, 1)[None].contiguous() for i in range(3))
     return Case(
         "segment_attention", f"{len(segments)} x {segments[0]}, {heads} x {dim}",
-        lambda: cuda_ops.segment_attention(qkv, starts, dim**-0.5, out), answers, 2 * qkv.numel() + 2 * out.numel(),
+        lambda: cuda_ops.segment_attention(qkv, starts, dim**-0.5, out), answers,
+        2 * qkv.numel() + 2 * out.numel(),
         4.0 * heads * dim * sum(n * n for n in segments),
         {"torch sdpa": lambda: F.scaled_dot_product_attention(q, k, v)} if len(segments) == 1 else {},
     )  # fmt: skip

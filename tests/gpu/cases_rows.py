@@ -86,7 +86,8 @@ def _gates(machine: Machine, m: int, h: int) -> Iterator[Case]:
         return [one, Answer("quick_gelu", y, shifted * torch.sigmoid(1.702 * shifted))]
 
     yield Case(
-        "bias_activation", f"{m} x {h}", lambda: cuda_ops.bias_activation(y, bias, "gelu"), answers, 4 * m * h,
+        "bias_activation", f"{m} x {h}", lambda: cuda_ops.bias_activation(y, bias, "gelu"), answers,
+        4 * m * h,
         peers={"torch": lambda: F.gelu(x + bias)},
     )  # fmt: skip
 
@@ -172,5 +173,6 @@ def _quantising(machine: Machine, n: int, k: int) -> Iterator[Case]:
     nibbles = pairs[..., 0] | pairs[..., 1] << 4
     yield Case(
         "quantize_int4", f"{n} x {k}", lambda: cuda_ops.quantize_int4(weight, 64, packed, group_scales),
-        lambda: [Answer("data", packed, nibbles, 0.0), Answer("scales", group_scales, scale4, 0.0)], 2.5 * n * k,
+        lambda: [Answer("data", packed, nibbles, 0.0), Answer("scales", group_scales, scale4, 0.0)],
+        2.5 * n * k,
     )  # fmt: skip

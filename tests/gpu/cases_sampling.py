@@ -48,5 +48,6 @@ def sampling_case(machine: Machine, rows: int, vocab: int, *, is_greedy: bool, n
     return Case(
         f"sample_tokens {'greedy' if is_greedy else 'top-k, top-p'}", f"{rows} x {vocab}",
         lambda: cuda_ops.sample_tokens(logits, batch, ids, logprobs, top_ids, top_logprobs), answers,
-        4 * rows * vocab, peers={"torch argmax" if is_greedy else "torch multinomial of 50": peer}, is_warm=True,
+        4 * rows * vocab, peers={"torch argmax" if is_greedy else "torch multinomial of 50": peer},
+        is_warm=True,
     )  # fmt: skip

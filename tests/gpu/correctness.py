@@ -11,6 +11,7 @@ import sys
 
 import torch
 
+from tests.gpu.figures import add_options, show
 from tests.gpu.machine import open_machine
 from tests.gpu.plan import checked_cases
 
@@ -32,11 +33,11 @@ def check_ops(is_small: bool, is_emulated: bool, seed: int) -> tuple[int, list[s
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="sizes for compute-sanitizer and the emulator")
-    parser.add_argument("--emulated", action="store_true", help="without a GPU")
+    add_options(parser)
     parser.add_argument("--seed", type=int, default=random.randrange(2**31))
     asked = parser.parse_args()
     count, wrong = check_ops(asked.small, asked.emulated, asked.seed)
-    print("\n".join(wrong) or f"{count} cases are right", f"(--seed {asked.seed})")
+    show({"correctness": {"cases": count, "wrong": wrong, "seed": asked.seed}}, asked.json)
     return 1 if wrong else 0
 
 

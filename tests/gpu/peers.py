@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import cuda_ops
+from tests.gpu.figures import add_options, show
 from tests.gpu.machine import Machine, open_machine
 
 CAPACITY = 64 * 8192
@@ -132,13 +133,13 @@ class Rank:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--world", type=int, default=4)
-    parser.add_argument("--emulated", action="store_true")
+    add_options(parser)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--meeting", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.rank is None:
         wrong = check_ranks(asked.world, asked.emulated)
-        print("\n".join(wrong) or f"{asked.world} ranks agree to the bit")
+        show({"all-reduce between processes": {"ranks": asked.world, "wrong": wrong}}, asked.json)
         return 1 if wrong else 0
     with open_machine(asked.emulated) as machine:
         wrong = Rank(machine, asked.rank, asked.world, asked.meeting).check()

@@ -1,8 +1,8 @@
 """Which cases are checked, and which are measured: tiny ones for the emulator, real ones for a GPU.
 
 The geometry that is measured is that of rank 0 of eight of ERNIE-4.5-VL-424B (hidden 8192, 8 of 64 query
-heads and one of 8 KV heads of 128, experts 448 and 192 wide), whole heads for the anchors, and the shapes that
-others have published figures for (anchors.md of the design, B.2 and B.3).
+heads and one of 8 KV heads of 128, experts 448 and 192 wide), whole heads for the anchors, and the shapes
+that others have published figures for (anchors.md of the design, B.2 and B.3).
 """
 
 from __future__ import annotations

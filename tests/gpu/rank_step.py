@@ -1,5 +1,7 @@
 """One step of rank 0 of eight of the 424B preset at wint4, on one GPU, with the workers' own code.
 
+The 28B preset whole (--plan 28b) goes the same way.
+
 Method
     Random weights of the real shapes and formats (experts int4 in groups of 64, attention and dense layers
     int8, head bf16) fill all 54 layers; keys and values are random. The other ranks are absent: a collective
@@ -10,12 +12,12 @@ Bytes and flops
     (E (1 - (1 - k/E)^S) of E), and the KV of all sequences. prefill: 2 per active weight and token, and
     4 per query, key and channel of attention.
 How to read it
-    over_bytes: time over bytes / measured read bandwidth; design section 5 asks for at most 1.3. A shape whose
-    KV does not fit is null.
+    over_bytes: time over bytes / measured read bandwidth; design section 5 asks for at most 1.3. A shape
+    whose KV does not fit is null.
 Reference
     tests/gpu/results/; 8 x H100 floors are in B.0 of the design's anchors: 3.75, 8.9, 17.3, 19.5 GB per step
 Run
-    python -m tests.gpu.rank_step [--small] [--emulated]
+    python -m tests.gpu.rank_step [--plan 424b|28b|small] [--emulated]
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,10 @@ import torch
 
 import cuda_ops
 from engine.model_config import ModelConfig, read_model_config
+from tests.gpu.figures import Figures, add_options, show
 from tests.gpu.machine import Machine, open_machine
 from tests.gpu.rank_weights import random_rank, resident, touched_bytes
-from tests.gpu.speed import Ceilings, Figures, table
+from tests.gpu.speed import Ceilings
 from workers.batch import Batch, HostBatch
 from workers.device.gpu import GpuDevice
 from workers.gpu_memory import StepLimits, scratch_bytes
@@ -43,8 +47,8 @@ from workers.kv_cache import KvCache, block_bytes
 from workers.model.ernie_vl import ErnieVl
 from workers.parallel import Share, share_of
 
-PRESET = Path(__file__).parents[2] / "models" / "presets" / "ernie-4.5-vl-424b-a47b.json"
-WORLD = 8
+PRESETS = Path(__file__).parents[2] / "models" / "presets"
+PRESET_424B, PRESET_28B = "ernie-4.5-vl-424b-a47b.json", "ernie-4.5-vl-28b-a3b.json"
 BLOCK_SIZE = 64
 RESERVE = 6 << 30  # bytes beside weights and KV: activations, graphs, plans
 NO_VISION = 2**31 - 1
@@ -177,29 +181,57 @@ class RankStep:
         )
 
 
-def measure_rank(is_emulated: bool, is_small: bool) -> Figures:
-    """{"decode, S sequences, L context": ..., "prefill, chunk": ...}."""
-    if is_small:
-        from tests.workers.gpu_ranks import make_gpu_config
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of one model."""
 
-        model, world, num_blocks = make_gpu_config(moe_intermediate_sizes=(128, 64)), 2, 8
-        sequences, contexts, chunks = (1, 2), (70, 4000), (20,)
-        limits = StepLimits(num_tokens=64, num_sequences=2, num_sequence_tokens=4096)
-    else:
-        model, world, num_blocks = read_model_config(PRESET), WORLD, 0
-        sequences, contexts, chunks = (1, 4, 16, 64), (1024, 8192, 32768, 131072), (384, 2048, 8192)
-        limits = StepLimits(num_tokens=8192, num_sequences=64, num_sequence_tokens=131072)
-    with open_rank(is_emulated, world) as (machine, device):
-        ceilings = Ceilings.measure(machine, is_small)
-        rank = RankStep(machine, device, model, limits, num_blocks)
-        figures: Figures = {"weights": {"gib": resident(rank.weights) / 2**30}}
-        for context in contexts:
-            for count in sequences:
-                figures[f"decode, {count} sequences, {context} context"] = _decode(
-                    rank, ceilings, count, context
-                )
-        for chunk in chunks:
-            figures[f"prefill, chunk of {chunk}"] = _prefill(rank, ceilings, chunk)
+    model: ModelConfig
+    world: int
+    sequences: tuple[int, ...]
+    contexts: tuple[int, ...]
+    chunks: tuple[int, ...]
+    limits: StepLimits
+    num_blocks: int = 0  # as many as fit
+
+
+def plan_424b() -> Plan:
+    limits = StepLimits(num_tokens=8192, num_sequences=64, num_sequence_tokens=131072)
+    contexts = (1024, 8192, 32768, 131072)
+    return Plan(
+        read_model_config(PRESETS / PRESET_424B), 8, (1, 4, 16, 64), contexts, (384, 2048, 8192), limits
+    )
+
+
+def plan_28b() -> Plan:
+    """At the lengths of serving.py, to tell how long the GPU waits between its steps."""
+    limits = StepLimits(num_tokens=2048, num_sequences=100, num_sequence_tokens=8192)
+    return Plan(read_model_config(PRESETS / PRESET_28B), 1, (1, 16, 100), (3700,), (2048,), limits)
+
+
+def plan_small() -> Plan:
+    from tests.workers.gpu_ranks import make_gpu_config
+
+    limits = StepLimits(num_tokens=64, num_sequences=2, num_sequence_tokens=4096)
+    model = make_gpu_config(moe_intermediate_sizes=(128, 64))
+    return Plan(model, 2, (1, 2), (70, 4000), (20,), limits, num_blocks=8)
+
+
+PLANS = {"424b": plan_424b, "28b": plan_28b, "small": plan_small}
+
+
+def measure_rank(name: str, is_emulated: bool) -> Figures:
+    """{"decode, S sequences, L context": ..., "prefill, chunk": ...}."""
+    plan = PLANS[name]()
+    with open_rank(is_emulated, plan.world) as (machine, device):
+        ceilings = Ceilings.measure(machine, name == "small")
+        rank = RankStep(machine, device, plan.model, plan.limits, plan.num_blocks)
+        figures: Figures = {f"{name} weights": {"gib": resident(rank.weights) / 2**30}}
+        for context in plan.contexts:
+            for count in plan.sequences:
+                title = f"{name} decode, {count} sequences, {context} context"
+                figures[title] = _decode(rank, ceilings, count, context)
+        for chunk in plan.chunks:
+            figures[f"{name} prefill, chunk of {chunk}"] = _prefill(rank, ceilings, chunk)
     return figures
 
 
@@ -247,10 +279,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--emulated", action="store_true")
+    parser.add_argument("--plan", choices=PLANS, default="424b")
+    add_options(parser)
     asked = parser.parse_args()
-    print(table(measure_rank(asked.emulated, asked.small or asked.emulated)))
+    show(measure_rank(asked.plan, asked.emulated), asked.json)
     return 0
 
 

@@ -5,14 +5,14 @@ Method
     8192^3. Each op runs alone, captured in a graph, after the cache was flushed; the median of its times.
     What PyTorch or Triton offers for the same runs the same way.
 Bytes and flops
-    Those that the op must move and multiply once (tests/gpu/cases_*.py): weights of the experts met, KV, rows.
+    Those that the op must move and multiply once (cases_*.py): weights of the experts met, KV, rows.
 How to read it
-    share: the larger of bytes / time / read bandwidth and flops / time / peak. Small ops are bound by launching
-    (about 3 us), not by either.
+    share: the larger of bytes / time / read bandwidth and flops / time / peak. Small ops are bound by
+    launching (about 3 us), not by either.
 Reference
     tests/gpu/results/
 Run
-    python -m tests.gpu.speed [--small] [--emulated]
+    python -m tests.gpu.speed [--small] [--emulated] [--json FILE]
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from typing import Any
 import torch
 
 from tests.gpu.case import Case
+from tests.gpu.figures import Figures, add_options, show
 from tests.gpu.machine import Machine, Work, open_machine
 from tests.gpu.plan import measured_cases
-
-Figures = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -95,27 +94,15 @@ def _peer_us(machine: Machine, peer: Work, is_warm: bool) -> float | None:
         return None
 
 
-def table(figures: Figures) -> str:
-    """A line per op, widest column first."""
-    lines = []
-    for name, found in figures.items():
-        numbers = "  ".join(
-            f"{measure} {value:.4g}" if isinstance(value, float) else f"{measure}: {value}"
-            for measure, value in found.items()
-        )
-        lines.append(f"{name:<60} {numbers}")
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--emulated", action="store_true")
+    add_options(parser)
     asked = parser.parse_args()
     with open_machine(asked.emulated) as machine:
-        print(table(measure_ops(machine, asked.small)))
+        show(measure_ops(machine, asked.small), asked.json)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import re
 import shutil
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cuda_ops.build import cache_folder
+from cuda_ops import build_gpu
+from cuda_ops.build import BuildError, cache_folder
 from cuda_ops.emulator import SOURCE
 
 # The largest first, so that two at a time end together.
@@ -77,3 +79,50 @@ def test_every_kernel_compiles_without_spills() -> None:
     assert len(entries) > 20 * len(ARCHITECTURES), f"only {len(entries)} kernels were compiled"
     spills = [line for report in reports for line in spilling_kernels(report)]
     assert not spills, "\n".join(spills)
+
+
+def test_a_machine_without_a_driver_is_told_so_in_one_sentence(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc is not installed")
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("this machine has a driver")
+    probe = tmp_path / "probe.cu"
+    probe.write_text(
+        f'#include "{SOURCE}/gpu/runtime.cu"\n'
+        'extern "C" const char* use_device(long index) { return octet::gpu::use_device(index); }\n'
+    )
+    library = tmp_path / "probe.so"
+    command = [
+        nvcc,
+        "-std=c++20",
+        "-arch=sm_80",
+        "-shared",
+        "-Xcompiler=-fPIC",
+        str(probe),
+        "-o",
+        str(library),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    use_device = ctypes.CDLL(str(library)).use_device
+    use_device.restype = ctypes.c_char_p
+    assert b"driver is missing or older than the CUDA toolkit" in use_device(0)
+
+
+def test_a_missing_toolkit_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTET_NVCC", "no-such-nvcc")
+    with pytest.raises(BuildError, match="'no-such-nvcc' was not found: install the CUDA toolkit"):
+        build_gpu.find_nvcc()
+
+
+def test_gpus_older_than_the_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTET_GPU_ARCHS", "80 75")
+    with pytest.raises(BuildError, match="OCTET_GPU_ARCHS names '75'; it must be 80"):
+        build_gpu.architectures()
+    monkeypatch.setenv("OCTET_GPU_ARCHS", "90,100")
+    assert build_gpu.code_flags(build_gpu.architectures()) == [
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
