@@ -72,25 +72,33 @@ def make_grammar(form: Form | None, tools: ToolUse, tag: Callable[[str], str]) -
         if tools.is_on:
             raise RequestError("guided_grammar and tools exclude each other.", param=form.param)
         return HEADER + form.grammar
-    rules = [form.rule] if form is not None else []
+    rules = [] if form is None or tools.must_call else [form.rule]
     if not tools.is_on:
-        return f"{HEADER}start: answer\n" + "\n".join(rules) + "\n"
-    start = "calls" if tools.must_call else "calls | answer" if form is not None else "free calls?"
-    calls = "call" if tools.only_one else 'call ("\\n" call)*'
+        rules.append("start: answer")
+    elif tools.must_call:
+        rules.append("start: calls")
+    elif form is not None:
+        rules.append("start: calls | answer")
+    else:
+        rules += ["start: free calls?", r"free: /(.|\n)*/"]
+    return HEADER + "\n".join([*rules, *_call_rules(tools, tag)]) + "\n"
+
+
+def _call_rules(tools: ToolUse, tag: Callable[[str], str]) -> list[str]:
+    """Calls as the model writes them, one line between two."""
+    if not tools.is_on:
+        return []
     functions = list(tools.offered.values())
-    rules += [
-        f"start: {start}",
-        f"calls: {calls}",
+    rules = [
+        "calls: call" if tools.only_one else r'calls: call ("\n" call)*',
         "call: " + " | ".join(f"call_{i}" for i in range(len(functions))),
-        "free: /(.|\\n)*/" if start.startswith("free") else "",
     ]
     for i, function in enumerate(functions):
-        head = '\n{"name": ' + json.dumps(function.name, ensure_ascii=False) + ', "arguments": '
-        rules.append(
-            f"call_{i}: {tag(OPEN)} {_literal(head)} arguments_{i} {_literal('}' + chr(10))} {tag(CLOSE)}"
-        )
+        name = json.dumps(function.name, ensure_ascii=False)
+        head, tail = _literal(f'\n{{"name": {name}, "arguments": '), _literal("}\n")
+        rules.append(f"call_{i}: {tag(OPEN)} {head} arguments_{i} {tail} {tag(CLOSE)}")
         rules.append(_json_rule(f"arguments_{i}", function.parameters))
-    return HEADER + "\n".join(rules) + "\n"
+    return rules
 
 
 class GuideMaker:

@@ -117,6 +117,10 @@ async def test_a_required_call_is_the_only_answer(tool_tokens: bool) -> None:
             assert not takes(api, guide, text), text
         guide = await guide_of(api, tools=tools, tool_choice="required", parallel_tool_calls=False)
         assert guide is not None and takes(api, guide, one) and not takes(api, guide, f"{one}\n{now}")
+        guide = await guide_of(api, tools=tools, tool_choice="required", guided_json=PERSON)
+        assert (
+            guide is not None and takes(api, guide, one) and not takes(api, guide, '{"name": "A", "age": 1}')
+        )
         named = {"type": "function", "function": {"name": "now"}}
         guide = await guide_of(api, tools=tools, tool_choice=named)
         assert guide is not None and takes(api, guide, now) and not takes(api, guide, one)
