@@ -120,10 +120,9 @@ class Shares:
         for one in filling:
             wants[one.tenant] += len(one.token_ids) - one.num_computed_tokens
         if len(live.waiting) and len(live.running) < self._max_running:
-            for one in self._first_in_queue():
+            for one in self._first_in_queue():  # how much of them is cached would take long to find out
                 if one.tried_at != live.kv.pool.num_freed:
-                    num_cached = len(live.kv.find_prefix(one)) * live.kv.block_size
-                    wants[one.tenant] += one.num_tokens - num_cached
+                    wants[one.tenant] += one.num_tokens
         little = self._pacing.num_tokens_within(_SHORT if len(wants) < 2 else _SHORT / 2)
         for tenant in wants:
             if self._has_more_than_share(tenant):

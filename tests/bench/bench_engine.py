@@ -1,8 +1,8 @@
 """Host time of one step of the engine: what the ranks would have to wait for.
 
-Method      The real scheduler, step loop and sockets drive one fake rank, a process that answers at once with
-            one token per sequence. All sequences decode with `--context` tokens of context. Host time is
-            the wall time of a step minus the time the rank itself was busy: schedule, encode, send, the two
+Method      The real scheduler, step loop and sockets drive one fake rank, a process that answers after 5 ms, as
+            long as a fast decode step, with one token per sequence. All sequences decode with `--context`
+            tokens of context. Host time is the wall time of a step minus the time the rank itself was busy: schedule, encode, send, the two
             ways through the sockets, receive, decode, apply. Publishing the tokens to the api happens while
             the rank works, as in production, and is listed apart. Steps follow one another; with overlap, the
             default of the server, most of this time is hidden behind the step before.
@@ -49,7 +49,7 @@ from tests.engine.processes import RunDirectory, make_server_config
 CLIENT = b"api-0"
 WARM_UP = 50  # steps not counted
 PREFILL = 200  # steps at most until everybody decodes
-RANK = [sys.executable, "-m", "tests.engine.fake_rank", "big-memory"]
+RANK = [sys.executable, "-m", "tests.engine.fake_rank", "device"]
 
 
 class Stopwatch:
