@@ -73,7 +73,10 @@ def load_weights(
         return cached
     weights = _build(config, model, device, share, on_progress)
     about = {"model": config.model, "quantization": config.quantization, "rank": rank, "world": world}
-    cache.store_in_background(key, weights, device, about)
+    if device.is_gpu:  # at once: tiling.py is going to replace the weights
+        cache.store(key, weights, device, about)
+    else:
+        cache.store_in_background(key, weights, device, about)
     return weights
 
 

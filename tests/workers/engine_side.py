@@ -45,9 +45,9 @@ class EngineSide:
         self._kept: list[FromWorker] = []  # received, not asked for yet
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start_ranks(self) -> None:
+    def start_ranks(self, module: str = "workers") -> None:
         for rank in range(self.world):
-            command = [sys.executable, "-m", "workers", str(self.run.root), str(rank)]
+            command = [sys.executable, "-m", module, str(self.run.root), str(rank)]
             self.processes.append(subprocess.Popen(command, cwd=ROOT))
 
     def send(self, message: ToWorker) -> None:
