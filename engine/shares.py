@@ -19,6 +19,7 @@ from engine.preemption import choose_victim
 from engine.sequence import Sequence
 
 _CLAIMS = 8  # waiting sequences that may take places of others in one step
+_REST = 4  # steps after nobody gave way: looking at all that run takes time
 _FEWEST = 16  # prompt tokens of a tenant in a step, however many share it
 _SHORT = 1 / 8  # of the target time between tokens: what a tenant above its share may add to a step
 
@@ -28,6 +29,7 @@ class Shares:
         self._live, self._pacing = live, pacing
         self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._can_chunk = config.enable_chunked_prefill
+        self._num_rests = 0  # steps in which nobody looks for a place again
 
     # ------------------------------------------------------------------ who comes first
 
@@ -57,6 +59,9 @@ class Shares:
         live = self._live
         if live.accounts.num_active < 2 or not len(live.waiting):
             return
+        if self._num_rests > 0:
+            self._num_rests -= 1
+            return
         claims, num_blocks = Counter[str](), 0
         walk = live.waiting.candidates(self.is_held_back)
         claimants = list(islice(takewhile(lambda one: not self.is_held_back(one.tenant), walk), _CLAIMS))
@@ -67,6 +72,7 @@ class Shares:
             num_blocks += live.kv.num_needed_from_free(claimant, live.kv.find_prefix(claimant))
             claims[claimant.tenant] += 1
             if not self._free_place(claimant, claims.total(), num_blocks, flight):
+                self._num_rests = _REST
                 return
 
     def _free_place(self, claimant: Sequence, num_places: int, num_blocks: int, flight: Flight) -> bool:
