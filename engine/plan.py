@@ -3,7 +3,7 @@
     usable memory of a rank
       - its process          plan_machine.py
       - weights              plan_weights.py
-      - a step's buffers     plan_activations.py
+      - a step's buffers     plan_activations.py, on a GPU also plan_gpu.py
       - vision peak          plan_activations.py
       - image cache          as much as --image-cache says; none for text models
       - swap space           as much as --swap-space says, on a host; beside a GPU it is no memory of the rank
@@ -24,6 +24,7 @@ from engine.config import Quantization, ServerConfig
 from engine.errors import ConfigError
 from engine.model_config import ModelConfig, check_tensor_parallel
 from engine.plan_activations import largest_media_patches, step_bytes, vision_bytes
+from engine.plan_gpu import driver_bytes, gpu_step_bytes
 from engine.plan_machine import Machine
 from engine.plan_weights import Dtype, kv_bytes_per_token, weight_bytes
 
@@ -116,6 +117,19 @@ def make_plan(config: ServerConfig, model: ModelConfig, machine: Machine) -> Pla
     step_tokens = config.max_num_batched_tokens
     samples = min(config.max_num_seqs, step_tokens)
     patches = largest_media_patches(model.vision, config.mm_processor_kwargs)
+    weights = weight_bytes(model, world, config.quantization, dtype, is_host=machine.is_host)
+    usable = machine.per_rank(world, config.gpu_memory_utilization)
+    step = step_bytes(model, world, step_tokens, samples, dtype)
+    if not machine.is_host:
+        step += driver_bytes(model, world) + gpu_step_bytes(
+            model,
+            world,
+            dtype,
+            num_tokens=step_tokens,
+            num_sequences=samples,
+            sequence_tokens=config.max_model_len,
+            free=usable - sum(weights.values()),
+        )
     return Plan(
         machine=machine,
         world=world,
@@ -124,10 +138,10 @@ def make_plan(config: ServerConfig, model: ModelConfig, machine: Machine) -> Pla
         max_num_seqs=config.max_num_seqs,
         step_tokens=step_tokens,
         block_size=config.block_size,
-        usable=machine.per_rank(world, config.gpu_memory_utilization),
+        usable=usable,
         process=machine.rank_process,
-        weights=weight_bytes(model, world, config.quantization, dtype, is_host=machine.is_host),
-        step=step_bytes(model, world, step_tokens, samples, dtype),
+        weights=weights,
+        step=step,
         vision=vision_bytes(model, patches, dtype),
         image_cache=config.image_cache if model.vision is not None else 0,
         swap_space=config.swap_space // world if machine.is_host else 0,

@@ -6,6 +6,7 @@ The device is the real one of each framework on a fake GPU, the ops are the CUDA
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 
 from engine.errors import EngineError
 from engine.messages import Chunk, NewSequence, SamplingParams, StepPlan
+from engine.plan_activations import step_bytes
+from engine.plan_gpu import gpu_step_bytes
+from engine.plan_weights import kv_bytes_per_token
 from tests.checks import assert_close
 from tests.conftest import Rand
 from tests.workers.builders import Prompt, make_prompt
@@ -21,7 +25,9 @@ from tests.workers.fake_cuda import streamed_ops, torch_gpu
 from tests.workers.gpu_ranks import LIMITS, GpuRanks, make_gpu_config
 from tests.workers.ranks import GREEDY, Driver, tokens_of
 from workers.batch import HostBatch
+from workers.device.base import BYTES_PER_ELEMENT
 from workers.graphs import graph_sizes
+from workers.model.workspace import Workspace
 
 MODEL = make_gpu_config()
 TEXT, MIXED = [5], [3, (1, 4, 6), 2]  # an image of 6 tokens between text
@@ -256,3 +262,38 @@ def test_two_gpus_agree_with_one(rand: Rand, folder: Path, prompts: list[Prompt]
     expected = outputs(pair, prompts, 3, RANDOM)
     assert Overlapping(pair, prompts, RANDOM).run(3) == expected, rand
     assert pair.cudas[1].num_launches >= 4
+
+
+# memory -------------------------------------------------------------------------------------------------
+
+
+def test_memory_plan_covers_what_a_rank_takes_for_its_steps(
+    folder: Path, ranks: GpuRanks, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+):
+    made: list[Workspace] = []
+    keep = Workspace.__init__
+    monkeypatch.setattr(
+        Workspace, "__init__", lambda self, device: (keep(self, device), made.append(self))[0]
+    )
+    fresh = GpuRanks(MODEL, folder)
+    outputs(fresh, prompts, 2, GREEDY)
+    runner = fresh.runners[0]
+    assert runner._graphs is not None
+    measured = len(runner._device._scratch) + 4 * len(runner._graphs._memory)
+    measured += 4 * prod(runner._graphs._tables.shape)
+    for workspace in made:
+        for (name, dtype), buffer in workspace._buffers.items():
+            if not name.startswith(("encoder", "resampler")):
+                measured += len(buffer.memory) * BYTES_PER_ELEMENT[dtype]
+
+    limits = (LIMITS.num_tokens, LIMITS.num_sequences)
+    predicted = step_bytes(MODEL, 1, *limits, "bfloat16") + gpu_step_bytes(
+        MODEL,
+        1,
+        "bfloat16",
+        num_tokens=LIMITS.num_tokens,
+        num_sequences=LIMITS.num_sequences,
+        sequence_tokens=LIMITS.num_sequence_tokens,
+        free=kv_bytes_per_token(MODEL, 1) * fresh.num_blocks * fresh.block_size,
+    )
+    assert predicted / 8 < measured <= predicted
