@@ -46,6 +46,10 @@ Status normalize_pixels(Stream stream, const uint8_t* patches, const float* mean
                         DType out_type, void* out, int64_t p, int64_t features);
 Status cast(Stream stream, DType x_type, const void* x, DType out_type, void* out, int64_t size);
 
+// include/repeat.h, width a multiple of 4
+Status repeat_block(Stream stream, const uint8_t* block, int64_t rows, int64_t columns, int64_t first_row,
+                    int64_t first_column, uint8_t* out, int64_t n, int64_t width);
+
 // include/feedback.h
 Status feed_tokens(Stream stream, const int32_t* sources, const int32_t* sampled, int64_t num_sampled,
                    int64_t vision_from, int32_t* token_ids, int32_t* token_types, int64_t m);
