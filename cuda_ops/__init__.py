@@ -14,7 +14,7 @@ from cuda_ops.attention import (
 )
 from cuda_ops.device_library import emulated_device, set_stream, set_workspace
 from cuda_ops.embedding import embed_tokens, scatter_rows
-from cuda_ops.linear import bias_activation, cast, linear
+from cuda_ops.linear import add, bias_activation, cast, linear
 from cuda_ops.moe import moe_experts, moe_workspace_bytes, route_experts, routing_workspace_bytes
 from cuda_ops.norms import add_rms_norm, layer_norm, rms_norm, silu_mul
 from cuda_ops.pack import can_pack, pack_panels
@@ -35,6 +35,7 @@ __all__ = [
     "SharedMemoryGroup",
     "TiledWeight",
     "Weight",
+    "add",
     "add_rms_norm",
     "attention_plan_bytes",
     "attention_tasks",

@@ -50,3 +50,8 @@ def bias_activation(x: Tensor, bias: Tensor | None, activation: Activation) -> N
 def cast(x: Tensor, out: Tensor) -> None:
     """Copy x into out of the same shape, converting fp32 <-> bf16 (to nearest, ties to even)."""
     library.cast(x, out)
+
+
+def add(x: Tensor, y: Tensor) -> None:
+    """x += y, element by element: fp32|bf16 of one type and size on the CPU, rounded once."""
+    library.add(x, y)

@@ -146,6 +146,14 @@ def test_cast_round_trips_bf16_values_of_any_shape(rand):
     assert_same_bits(back, values)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_rounds_each_sum_once(rand, dtype):
+    x, y = rand.normal(7, 2560), rand.normal(7, 2560)
+    total = tensor(x, dtype)
+    cuda_ops.add(total, tensor(y, dtype))
+    assert_same_bits(read(total), values_of(values_of(x, dtype) + values_of(y, dtype), dtype))
+
+
 def _cast_to_bf16(values):
     out = unwritten(values.shape, "bfloat16")
     cuda_ops.cast(values, out)

@@ -40,7 +40,6 @@ with _hidden("torch"), warnings.catch_warnings():
 
 framework = paddle  # for paddle_gpu.py: it has to be imported in the same way
 
-_ADD_ROWS = 4096  # rows of one bf16 addition, to bound its fp32 copies
 
 
 class PaddleCpu(HostDevice):
@@ -72,10 +71,4 @@ class PaddleCpu(HostDevice):
         return tensor.view(list(shape))
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        if x.dtype != paddle.bfloat16:
-            x.add_(y)
-            return
-        for start in range(0, x.shape[0], _ADD_ROWS):  # Paddle adds no bf16 on the CPU
-            part = x[start : start + _ADD_ROWS]
-            total = part.astype("float32").add_(y[start : start + _ADD_ROWS].astype("float32"))
-            cuda_ops.cast(total, part)
+        cuda_ops.add(x, y)  # Paddle adds no bf16 on the CPU

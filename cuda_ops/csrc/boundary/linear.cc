@@ -1,4 +1,4 @@
-// boundary/linear.cc   Exported: linear, cast, set_num_threads.
+// boundary/linear.cc   Exported: linear, cast, add, set_num_threads.
 
 #include "../include/linear.h"
 
@@ -33,6 +33,15 @@ void cast(TensorView x, TensorView out) {
   check.done(cpu::cast(dtype_of(x), data_of(x), dtype_of(out), data_of(out), size));
 }
 
+void add(TensorView x, TensorView y) {
+  Checks check("add");
+  Dim size("size");
+  check.flat(x, "x", size, kActivation);
+  check.flat(y, "y", size, kActivation);
+  check.same_type(x, "x", y, "y");
+  check.done(cpu::add(dtype_of(x), data_of(x), data_of(y), size));
+}
+
 void set_threads(int64_t num_threads) {
   Checks check("set_num_threads");
   check.require(num_threads >= 1 && num_threads <= 1024,
@@ -42,6 +51,7 @@ void set_threads(int64_t num_threads) {
 
 OCTET_EXPORT_OP(linear, linear)
 OCTET_EXPORT_OP(cast, cast)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(add, add);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_num_threads, set_threads);
 
 }  // namespace

@@ -1,11 +1,14 @@
 // common/thread_pool.cc   Threads that sleep on a condition variable between calls.
 //
-// A waiting thread looks at the counter a short while before it sleeps: consecutive ops of a layer come
-// microseconds apart, and a wake-up costs several. The look is short because ranks share cores.
+// A waiting thread looks a while before it sleeps: consecutive ops of a layer come tens of microseconds
+// apart, and a wake-up costs as much again (a decode step of some fifty ops lost a tenth to them). After the
+// first microseconds it offers its core at every look, so that ranks and other processes that share the cores
+// get on; a thread that is late takes fewer tasks.
 
 #include "thread_pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -14,12 +17,28 @@
 namespace octet {
 namespace {
 
-constexpr int kSpins = 2000;  // about 20 us of looking before sleep
+constexpr int kSpins = 200;  // some microseconds
+constexpr std::chrono::microseconds kPatience{200};
 
 inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
+}
+
+// Whether is_done() came true before the thread had better sleep.
+template <class Done>
+bool wait_awake(Done is_done) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (is_done()) return true;
+    relax();
+  }
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (std::chrono::steady_clock::now() < end) {
+    if (is_done()) return true;
+    std::this_thread::yield();
+  }
+  return is_done();
 }
 
 class Pool {
@@ -60,15 +79,21 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       is_open_ = true;
       round_.fetch_add(1, std::memory_order_release);
+      if (num_asleep_ == 0) return;
     }
     start_.notify_all();
   }
 
   // A thread that has not joined by now stays out: with the counter used up there is nothing left for it.
   void close_round() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      is_open_ = false;
+    }
+    const auto is_done = [this] { return num_inside_.load(std::memory_order_acquire) == 0; };
+    if (wait_awake(is_done)) return;
     std::unique_lock<std::mutex> lock(mutex_);
-    is_open_ = false;
-    done_.wait(lock, [this] { return num_inside_ == 0; });
+    done_.wait(lock, is_done);
   }
 
   void take_tasks() {
@@ -85,20 +110,25 @@ class Pool {
     while (wait_for_round(seen)) {
       take_tasks();
       std::lock_guard<std::mutex> lock(mutex_);
-      if (--num_inside_ == 0) done_.notify_one();
+      if (num_inside_.fetch_sub(1, std::memory_order_release) == 1) done_.notify_one();
     }
   }
 
   // True when this thread has joined a round it has not seen; false when the pool stops.
   bool wait_for_round(uint64_t& seen) {
     for (;;) {
-      for (int i = 0; i < kSpins && round_.load(std::memory_order_acquire) == seen; ++i) relax();
+      const auto is_new = [&] { return stops_ || round_.load(std::memory_order_acquire) != seen; };
+      const bool is_awake = wait_awake(is_new);
       std::unique_lock<std::mutex> lock(mutex_);
-      start_.wait(lock, [&] { return stops_ || round_.load(std::memory_order_relaxed) != seen; });
+      if (!is_awake) {
+        ++num_asleep_;
+        start_.wait(lock, is_new);
+        --num_asleep_;
+      }
       if (stops_) return false;
       seen = round_.load(std::memory_order_relaxed);
       if (!is_open_) continue;
-      ++num_inside_;
+      num_inside_.fetch_add(1, std::memory_order_relaxed);
       return true;
     }
   }
@@ -121,11 +151,12 @@ class Pool {
   std::vector<std::thread> threads_;
   std::mutex caller_;  // held by the one caller whose tasks run
 
-  std::mutex mutex_;  // guards the four fields below
+  std::mutex mutex_;  // guards changes of the fields below
   std::condition_variable start_, done_;
   bool is_open_ = false;
-  bool stops_ = false;
-  int num_inside_ = 0;
+  std::atomic<bool> stops_{false};
+  int num_asleep_ = 0;
+  std::atomic<int> num_inside_{0};
   std::atomic<uint64_t> round_{0};
 
   TaskBody body_ = nullptr;

@@ -88,4 +88,18 @@ Status cast(DType x_type, const void* x, DType out_type, void* out, int64_t size
   return nullptr;
 }
 
+Status add(DType type, void* x, const void* y, int64_t size) {
+  with_type(type, [&](auto t) {
+    auto* sums = static_cast<decltype(t)*>(x);
+    const auto* terms = static_cast<const decltype(t)*>(y);
+    parallel_slices(size, 32768, [&](int64_t begin, int64_t end) {
+      by_sixteen(end - begin, [&](int64_t i, int64_t n) {
+        const int64_t at = begin + i;
+        store_upto(sums + at, load_upto(sums + at, n) + load_upto(terms + at, n), n);
+      });
+    });
+  });
+  return nullptr;
+}
+
 }  // namespace octet::cpu

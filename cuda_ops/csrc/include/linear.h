@@ -20,5 +20,8 @@ Status linear(DType x_type, const void* x, const WeightView& w, DType bias_type,
 // x [size] -> out [size]
 Status cast(DType x_type, const void* x, DType out_type, void* out, int64_t size);
 
+// x [size] += y [size], rounded once
+Status add(DType type, void* x, const void* y, int64_t size);
+
 }  // namespace cpu
 }  // namespace octet
