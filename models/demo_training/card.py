@@ -18,8 +18,9 @@ drawn world: shapes, colours, counts to nine, numbers and short words, up to fou
 calculates, repeats, calls tools, writes JSON and can think first, in English and Chinese. Everything else it
 declines, or gets wrong: it is a test and a demonstration, not an assistant.
 
-Made by `models/demo_training` from generated samples only: {samples:,} of them in {steps:,} steps,
-{minutes:.0f} minutes, seed {seed}. No published weights and no collected data were used.
+Made by `models/demo_training` from generated samples only: {samples:,} of them, most with several questions, in
+{steps:,} steps and {minutes:.0f} minutes by the clock on one core, and five minutes of pictures for the tower
+alone; its README tells the stages. No published weights and no collected data were used.
 
 ## Parameters
 
@@ -42,7 +43,6 @@ def model_card(run: Path, sizes: TinyModel, progress: dict[str, Any]) -> str:
         samples=progress["samples"],
         steps=progress["step"],
         minutes=progress["seconds"] / 60,
-        seed=progress["seed"],
         parts="\n".join(f"| {part} | {count:,} |" for part, count in parts.items() if count),
         scores=score_table(run / EVALUATION_FILE),
     )
