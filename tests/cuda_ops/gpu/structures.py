@@ -23,6 +23,7 @@ class WeightView(ctypes.Structure):
         ("group", ctypes.c_int64),
         ("out_features", ctypes.c_int64),
         ("in_features", ctypes.c_int64),
+        ("is_packed", ctypes.c_bool),
     ]
 
 
