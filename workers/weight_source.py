@@ -15,6 +15,7 @@ import numpy as np
 
 import cuda_ops
 from cuda_ops import Weight
+from cuda_ops.repeat import repeat_block
 from engine.model_config import ModelConfig
 from workers.checkpoint import Checkpoint
 from workers.checkpoint_inventory import LogicalTensor, Role
@@ -87,7 +88,7 @@ class CheckpointSource:
 
 
 class DummySource:
-    """Random-looking weights in their final format, made at the speed of memory.
+    """Random-looking weights in their final format, made at the speed of memory; on a GPU, of its own.
 
     Element (row, column) of a tensor is that of a fixed random block, repeated in both directions from
     an offset that the tensor's name gives. So a rank's part is the same numbers that any other
@@ -107,6 +108,8 @@ class DummySource:
         self._plain = generator.uniform(-1.0, 1.0, shape).astype(np.float32)
         self._scratch = threading.local()
         self._plain_blocks: dict[float, np.ndarray] = {}
+        self._on_device: dict[tuple[object, float], Tensor] = {}  # blocks as bytes, by type and amplitude
+        self._lock = threading.Lock()
         self._int8 = generator.integers(-127, 128, shape).astype(np.int8)
         nibbles = generator.integers(-7, 8, (2, *shape)) & 15
         self._int4 = (nibbles[0] | nibbles[1] << 4).astype(np.uint8)
@@ -117,11 +120,17 @@ class DummySource:
     def fill(self, tensor: LogicalTensor, part: Part, weight: Weight) -> None:
         if weight.kind in ("float32", "bfloat16"):
             block = self._plain_block(_amplitude(tensor))
-            write(self._device, weight.data, self._pattern(block, tensor, part), weight.kind)
+            if self._device.is_gpu:
+                self._repeat_on_device(block, tensor, part, weight.data)
+            else:
+                write(self._device, weight.data, self._pattern(block, tensor, part), weight.kind)
             return
         packed, largest, block = (1, 127, self._int8) if weight.kind == "int8" else (2, 7, self._int4)
         assert weight.scales is not None
-        self._device.write(weight.data, self._pattern(block, tensor, part, packed))
+        if self._device.is_gpu:
+            self._repeat_on_device(block, tensor, part, weight.data, packed)
+        else:
+            self._device.write(weight.data, self._pattern(block, tensor, part, packed))
         scale = np.float32(_amplitude(tensor) / largest)
         self._device.write(weight.scales, np.full(tuple(weight.scales.shape), scale, np.float32))
 
@@ -142,6 +151,22 @@ class DummySource:
             block = self._plain * np.float32(amplitude)
             self._plain_blocks[amplitude] = bits_from_float32(block) if self._dtype == "bfloat16" else block
         return self._plain_blocks[amplitude]
+
+    def _repeat_on_device(
+        self, block: np.ndarray, tensor: LogicalTensor, part: Part, out: Tensor, packed: int = 1
+    ) -> None:
+        """What `_pattern` makes, where it is to lie: only the block travels, once."""
+        assert part.columns is not None
+        key = out.dtype, _amplitude(tensor) if block.itemsize > 1 else 0.0
+        self._device.enter_thread()
+        with self._lock:
+            if key not in self._on_device:
+                self._on_device[key] = self._device.upload(block.view(np.uint8))
+        start, end = zlib.crc32(tensor.name.encode()), 0
+        column = (part.columns.start // packed + start // self._ROWS) * block.itemsize
+        for rows in part.rows:
+            begin, end = end, end + len(rows)
+            repeat_block(self._on_device[key], rows.start + start, column, out[begin:end])
 
     def _pattern(self, block: np.ndarray, tensor: LogicalTensor, part: Part, packed: int = 1) -> np.ndarray:
         """[rows, columns / packed] of the repeated block; `packed` elements share one of its entries.

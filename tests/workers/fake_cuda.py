@@ -44,6 +44,7 @@ class FakeCuda:
         self.failure = 0  # what every wait answers once it is set, as after a kernel that went wrong
         self.is_in_step = False  # waiting is an error meanwhile
         self.num_launches = 0  # of graphs
+        self.num_uploaded = 0  # bytes
         # Memory that the host has freed while work on it is queued: a framework gives it only to later work.
         self.kept: list[Tensor] = []
         self.before_work: Work = lambda: None  # what the thread that waits has to do first
@@ -116,6 +117,7 @@ class FakeCuda:
         return 0
 
     def cuMemcpyHtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:
+        self.num_uploaded += size.value
         return self._copy(to.value, source.value, size.value, stream.value)
 
     def cuMemcpyDtoHAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:
@@ -224,7 +226,7 @@ class _OnHost(GpuDevice):
         self, rank: int = 0, world: int = 1, group: Group | None = None, cuda: FakeCuda | None = None
     ) -> None:
         self.cuda = cuda or FakeCuda(world)
-        self.cuda.before_work = self._enter
+        self.cuda.before_work = self.enter_thread
         super().__init__(Driver(rank, self.cuda), rank, world, "cpu")  # type: ignore[call-arg, arg-type]
         if group is not None:
             self.join(FakeGroup(self.cuda, group))
@@ -235,7 +237,7 @@ class _OnHost(GpuDevice):
     def _use_stream(self) -> None:
         pass
 
-    def _enter(self) -> None:
+    def enter_thread(self) -> None:
         _BY_STREAM.has_context = True
         _BY_STREAM.queue = self.cuda.queue
         cuda_ops.set_workspace(self._scratch)  # a thread's own, as on a GPU

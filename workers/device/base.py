@@ -87,6 +87,9 @@ class Device(Protocol):
     # the slowest supported machine does with all its ranks busy.
     slowest_flops: float
 
+    def enter_thread(self) -> None:
+        """The calling thread is going to call ops. Methods that take or give arrays call this themselves."""
+
     # memory and copies ------------------------------------------------------------------------------
 
     def empty(self, shape: Sequence[int], dtype: DtypeName) -> Tensor:

@@ -69,7 +69,7 @@ class GpuDevice(Device):
         self.stream = self._open_stream()
         self._uploads = Uploads(driver, self.stream)
         self._downloads = Downloads(driver, self.stream)
-        self._enter()
+        self.enter_thread()
 
     def join(self, group: Group) -> None:
         """Meet the other ranks through `group` from now on."""
@@ -96,7 +96,7 @@ class GpuDevice(Device):
     # memory and copies ----------------------------------------------------------------------------------
 
     def empty(self, shape: Sequence[int], dtype: DtypeName) -> Tensor:
-        self._enter()
+        self.enter_thread()
         try:
             return self._allocate(shape, dtype)
         except MemoryError:
@@ -135,7 +135,7 @@ class GpuDevice(Device):
 
     def download_later(self, tensor: Tensor) -> PinnedDownload:
         self._refuse_while_capturing("a download")
-        self._enter()
+        self.enter_thread()
         if not tensor.is_contiguous():
             raise ValueError(f"cannot download a tensor of shape {list(tensor.shape)} that is not contiguous")
         return self._downloads.start(tensor.data_ptr(), tuple(tensor.shape), dtype_of(tensor))
@@ -234,12 +234,11 @@ class GpuDevice(Device):
 
     def _send(self, bits: np.ndarray, tensor: Tensor) -> None:
         self._refuse_while_capturing("an upload")
-        self._enter()
+        self.enter_thread()
         if bits.size:
             self._uploads.send(bits, tensor.data_ptr())
 
-    def _enter(self) -> None:
-        """A thread that uses the GPU for the first time (the loader has several) has to say so."""
+    def enter_thread(self) -> None:
         if not getattr(self._threads, "has_entered", False):
             self._driver.enter()
             self._use_stream()

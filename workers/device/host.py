@@ -57,6 +57,9 @@ class HostDevice(Device):
         self.slowest_flops = 5e9
         self._group = group
 
+    def enter_thread(self) -> None:
+        pass
+
     # memory and copies --------------------------------------------------------------------------------
 
     def upload_all(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
