@@ -8,9 +8,8 @@
 //   bytes   one-shot: every rank reads world * 2 M H from its peers; two-shot: 2 * 2 M H and one meeting more
 //           -> a few us of latency for a step's rows, then bound by the links
 //   map     32 blocks, always: a block takes rows b, b + 32, ... Each copies its rows into this rank's
-//   region,
-//           meets the same block of every peer, then sums. One-shot sums whole rows on every rank; two-shot
-//           sums 1/world of each row, meets again, and collects the others' parts.
+//           region, meets the same block of every peer, then sums. One-shot sums whole rows on every
+//           rank; two-shot sums 1/world of each row, meets again, and collects the others' parts.
 //           Regions hold two messages by turns: a rank that is past the next meeting knows that all peers
 //           are done with the one before. Flags count up and the count is kept on the device, so a
 //           captured graph can be replayed.

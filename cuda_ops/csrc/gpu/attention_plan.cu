@@ -2,9 +2,11 @@
 //
 //   bytes   8 per task and 12 per sequence   -> a few us, before the first layer
 //   map     one block; a thread per sequence counts its tasks, a running sum places them, the thread lists
-//   them needs   lists large enough for the batch (AttentionLimits) order   sequences ascend, then parts
-//   ascend; results do not depend on it source  our own                                               twin
-//   none: the CPU body walks the batch speed   not yet measured
+//           them
+//   needs   lists large enough for the batch (AttentionLimits)
+//   order   sequences ascend, then parts ascend; results do not depend on it
+//   source  our own                                               twin  none: the CPU body walks the batch
+//   speed   not yet measured
 
 #include "attention_plan.cuh"
 

@@ -12,8 +12,9 @@
 //           keep 64 blocks busy; then a warp per token, two experts per lane
 //   needs   H % 8 == 0, E <= 64, k <= 32; M may be 0
 //   order   logits as grouped_linear.cuh, their parts ascending; the softmax's sum by the tree of warp_sum,
-//   the chosen p ascending j source  ERNIE 4.5's router, see the model's description          twin
-//   cpu/route.cc speed   not yet measured
+//           the chosen p ascending j
+//   source  ERNIE 4.5's router, see the model's description       twin  cpu/route.cc
+//   speed   not yet measured
 
 #include "elements.cuh"
 #include "launchers.h"

@@ -1,18 +1,15 @@
 // gpu/sampling.cu   The next token of every row, and its log-probabilities
 //
-//   logits [S, V] fp32, disallowed ids become -inf   ->   token_ids, logprobs [S], top_ids, top_logprobs [S,
-//   n] steps   allowed ids, log-softmax, penalties, bans and row bits, temperature, top-k, top-p, min-p,
-//   Gumbel-max
+//   logits [S, V] fp32, disallowed ids become -inf -> token_ids, logprobs [S], top_ids, top_logprobs [S, n]
+//   steps   allowed ids, log-softmax, penalties, bans and row bits, temperature, top-k, top-p, min-p,
+//           choice
 //
 //   bytes   4 V per row and pass: three passes for a plain draw, seven more for top-k, as many for top-p. A
 //           row (414 KB at V = 103,424) stays in L2, so a pass is bound by what one SM takes from it
 //   map     one block of 512 threads per row
 //   needs   V < 2^23; ids of history and banned below V; a workspace of V counts per row; S may be 0
 //   order   log-sum-exp: thread t sums ids t, t + 512, ... then the tree of block_sum; selections add
-//   integers
-//           (selection.cuh); a row depends on its own inputs alone
-//   lacks   row_bits: batches with guided rows are refused. They belong into count_changes: ids without their
-//           bit in row row_bits[row] are kBanned, and a row with bits always has counts
+//           integers (selection.cuh); a row depends on its own inputs alone
 //   noise   Gumbel(seed, counter, id) = -log(-log(1 - u)), u = (word + 0.5) / 2^32, word = number id % 4 of
 //           Philox4x32-10 with key = seed and counter words (counter low, counter high, id / 4, 0): the
 //           twin's words, in fp32
