@@ -23,6 +23,7 @@ from tests.gpu.readme import update_readme
 
 RESULTS = Path(__file__).parent / "results"
 TOTAL_SECONDS = 8 * 60
+WITHOUT_GRAPHS = ("--clients", "16", "--title", "without graphs", "--", "--no-gpu-graphs")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Step:
     seconds: float = 90
     before: tuple[str, ...] = ()  # what the interpreter is started under
 
-    def command(self, interpreter: str) -> list[str]:
-        return [*self.before, interpreter, "-m", self.module, *self.arguments]
+    def command(self, interpreter: str, found: Path) -> list[str]:
+        """What writes its figures to `found`."""
+        return [*self.before, interpreter, "-m", self.module, "--json", str(found), *self.arguments]
 
 
 def gpu_steps() -> list[Step]:
@@ -48,7 +50,8 @@ def gpu_steps() -> list[Step]:
         Step("speed", "tests.gpu.speed", seconds=120),
         Step("rank of 424b", "tests.gpu.rank_step", ("--plan", "424b"), 100),
         Step("all-reduce", "tests.gpu.peers", ("--world", "4"), 60),
-        Step("serving 28b", "tests.gpu.serving", seconds=200),
+        Step("serving 28b", "tests.gpu.serving", seconds=150),
+        Step("serving 28b without graphs", "tests.gpu.serving", WITHOUT_GRAPHS, 80),
         Step("whole 28b", "tests.gpu.rank_step", ("--plan", "28b"), 60),
         Step("memcheck", check, ("--small",), 60, (*under, "memcheck")),
         Step("racecheck", check, ("--small",), 60, (*under, "racecheck")),
@@ -63,7 +66,7 @@ def rehearsal_steps() -> list[Step]:
         Step("speed", "tests.gpu.speed", ("--small", *emulated)),
         Step("rank", "tests.gpu.rank_step", ("--plan", "small", *emulated)),
         Step("all-reduce", "tests.gpu.peers", ("--world", "2", *emulated)),
-        Step("serving", "tests.gpu.serving", ("--small",)),
+        Step("serving", "tests.gpu.serving", ("--small", "--clients", "2", "--", "--no-gpu-graphs")),
     ]
 
 
@@ -102,9 +105,7 @@ def _run(step: Step, found: Path, seconds: float) -> str:
     if seconds < 5:
         return "skipped, for want of time,"
     try:
-        done = subprocess.run(
-            [*step.command(sys.executable), "--json", str(found)], timeout=seconds, check=False
-        )
+        done = subprocess.run(step.command(sys.executable, found), timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
         return "stopped"
     except FileNotFoundError as error:

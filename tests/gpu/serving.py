@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ from tests.gpu.figures import Figures, add_options, show
 
 PRESET = "ernie-4.5-vl-28b-a3b"
 FLAGS = (
-    "--model", PRESET, "--load-format", "dummy", "--quantization", "wint4", "--device", "gpu",
-    "--max-model-len", "8192", "--max-num-seqs", "128",
+    "--model", PRESET, "--load-format", "dummy", "--quantization", "wint4",
+    "--device", "gpu", "--framework", "torch", "--max-model-len", "8192", "--max-num-seqs", "128",
 )  # fmt: skip
 START_SECONDS = 150.0
 PICTURES = 8  # different ones; each has its tokens encoded once per run and size
@@ -123,8 +123,8 @@ def words_for(address: str, load: Load) -> int:
     return max(1, round(lengths[0] + (load.prompt_tokens - few) / per_word))
 
 
-def measure_serving(address: str, load: Load) -> Figures:
-    """{"serving, N clients": {measure: number}}."""
+def measure_serving(address: str, load: Load, title: str = "serving") -> Figures:
+    """{"<title>, N clients": {measure: number}}."""
     num_words = words_for(address, load)
     figures = {}
     for clients in load.clients:
@@ -132,7 +132,7 @@ def measure_serving(address: str, load: Load) -> Figures:
             conversation(f"{clients}-{i}", load, num_words, clients * 1000 + i)
             for i in range(clients * load.requests_per_client)
         ]
-        figures[f"serving, {clients} clients"] = _summary(play(address, asked, clients))
+        figures[f"{title}, {clients} clients"] = _summary(play(address, asked, clients))
     return figures
 
 
@@ -159,19 +159,22 @@ def main() -> int:
     )
     parser.add_argument("--address", default="", help="of a server that runs already")
     parser.add_argument("--small", action="store_true", help="the tiny model on the CPU, for a few requests")
+    parser.add_argument("--clients", type=int, action="append", help="how many at once; may be repeated")
+    parser.add_argument("--title", default="serving", help="what the figures are called")
     parser.add_argument("flags", nargs="*", help="for the server, after --")
     add_options(parser)
     asked = parser.parse_args()
     load = Load(300, 8, (56, 56), (1, 2), 1) if asked.small else Load()
+    load = replace(load, clients=tuple(asked.clients or load.clients))
     if asked.address:
-        show(measure_serving(asked.address, load), asked.json)
+        show(measure_serving(asked.address, load, asked.title), asked.json)
         return 0
     flags = ("--model", TINY_NAME, "--device", "cpu") if asked.small else FLAGS
     with (
         tempfile.TemporaryDirectory() as folder,
         started_server(Path(folder), [*flags, *asked.flags]) as server,
     ):
-        show(measure_serving(server.address, load), asked.json)
+        show(measure_serving(server.address, load, asked.title), asked.json)
     return 0
 
 
