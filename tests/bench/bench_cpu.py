@@ -3,8 +3,12 @@
 Method        A3B-8L: the ERNIE-4.5-21B-A3B preset cut to 8 layers, random weights, through the workers'
               Runner in this process, one rank: everything a step does but the engine. Prompts are random
               tokens, sampling is greedy. Rounds of all measurements follow one another, so that a busy moment
-              hits all of them; the best and the median of the rounds are reported. The arithmetic peak is a
-              loop of vpdpbusd on registers, compiled here; read bandwidth is NumPy's maximum over 256 MiB.
+              hits all of them; the best and the median of the rounds are reported. The arithmetic peak and
+              the read bandwidth are those of cpu_limits.py.
+Peer          where llama-cpp-python and gguf are installed (pip install -e '.[bench]'), llama.cpp on a random
+              Q4_0 model of the same shapes, with as many threads, measured after each of ours in each round.
+              A ratio is our tokens per second over its. It reads 4.5 bits per weight and 6.6 of the head;
+              ours are 4.25 for routed experts and 8 for the rest.
 Bytes         a decode step reads every dense weight, the head, and the experts that its tokens chose, each
               once (counted from the routing of an untimed step); KV is small beside them.
 Flops         prefill of n tokens: 2 * n * active weights, without the head, which one row uses
@@ -12,31 +16,32 @@ How to read   share is bytes per second over the read bandwidth measured in the 
               fast as memory; for prefill operations over the int8 peak of the threads. On a busy machine
               both move: trust the best of the rounds.
 Reference     tests/bench/results/cpu-*.json, one file per kept run with machine, date and commit
-Run           ./run.sh bench cpu [--layers 8] [--quant wint4] [--threads N] [--rounds 5] [--save]
+Run           ./run.sh bench cpu [--layers 8] [--quant wint4] [--threads N] [--rounds 5] [--no-peer] [--save]
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
+import contextlib
 import os
 import statistics
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import cuda_ops
-from cuda_ops import Weight, build
+from cuda_ops import Weight
 from engine.config import ServerConfig
 from engine.messages import StepPlan, StepResult
 from engine.model_config import ModelConfig, read_model_config
 from engine.model_source import preset_file
-from tests.bench.bench_ops import read_bandwidth
+from tests.bench.cpu_limits import ReadBandwidth, int8_peak
+from tests.bench.llama_model import write_random_model
+from tests.bench.llama_peer import LlamaPeer, missing_packages
 from tests.bench.result_files import heading, save, save_option
 from tests.workers.builders import Prompt
 from tests.workers.ranks import Driver
@@ -50,21 +55,6 @@ PRESET = "ernie-4.5-21b-a3b"
 PROMPT = 512  # tokens of the prefill that is timed
 DECODED_STEPS = 8  # per round and batch
 BATCHES = (1, 8, 16)
-
-_PEAK_LOOP = """
-#include <immintrin.h>
-extern "C" long run(long n) {
-  __m512i sums[12], w = _mm512_set1_epi8(3), x = _mm512_set1_epi8(2);
-  for (auto& sum : sums) sum = _mm512_setzero_si512();
-  for (long i = 0; i < n; ++i) {
-#pragma GCC unroll 12
-    for (int j = 0; j < 12; ++j) sums[j] = _mm512_dpbusd_epi32(sums[j], w, x);
-  }
-  long total = 0;
-  for (auto& sum : sums) total += _mm512_reduce_add_epi32(sum);
-  return total;
-}
-"""
 
 
 class OneRank:
@@ -155,21 +145,6 @@ def active_weights(model: ModelConfig, decoder: DecoderWeights) -> int:
     return total
 
 
-def int8_peak() -> float | None:
-    """Operations per second of one core's vpdpbusd; None where it has none."""
-    if not frozenset((*build.AVX512, "avx512_vnni")) <= build.cpu_flags():
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder) / "peak.cc", Path(folder) / "peak.so"
-        source.write_text(_PEAK_LOOP)
-        flags = ["-O3", "-mavx512f", "-mavx512vnni", "-w", "-shared", "-fPIC"]
-        subprocess.run([build.find_compiler(), *flags, str(source), "-o", str(library)], check=True)
-        run = ctypes.CDLL(str(library)).run
-        run.argtypes, run.restype = [ctypes.c_long], ctypes.c_long
-        steps = 200_000
-        return steps * 12 * 128 / min(seconds_of(lambda: run(steps)) for _ in range(50))
-
-
 def seconds_of(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
@@ -181,17 +156,21 @@ def random_prompt(numpy: np.random.Generator, length: int) -> Prompt:
 
 
 class Measurement:
-    """Seconds of one kind of step, and what it must do at least."""
+    """Seconds of one kind of step, ours and the peer's, and what it must do at least."""
 
-    def __init__(self, name: str, tokens: int, step: Callable[[], float]) -> None:
-        self.name, self.tokens, self._step = name, tokens, step
+    def __init__(self, kind: str, tokens: int, step: Callable[[], float]) -> None:
+        self.name = f"prefill {tokens}" if kind == "prefill" else f"{kind} batch {tokens}"
+        self.kind, self.tokens, self._step = kind, tokens, step
         self.num_bytes, self.operations = 0.0, 0.0
         self.seconds: list[float] = []
+        self.peer_seconds: list[float] = []
         self.shares: list[float] = []
 
-    def repeat(self, bandwidth: float, peak: float | None) -> None:
+    def repeat(self, bandwidth: float, peak: float | None, peer: LlamaPeer | None) -> None:
         seconds = self._step()
         self.seconds.append(seconds)
+        if peer:
+            self.peer_seconds.append(peer.seconds(self.kind, self.tokens))
         if self.num_bytes:
             self.shares.append(self.num_bytes / seconds / bandwidth)
         elif peak:
@@ -207,7 +186,29 @@ class Measurement:
             "gb_per_second_best": round(self.num_bytes / best / 1e9, 2),
             "gop_per_second_best": round(self.operations / best / 1e9, 1),
             "share_of_peak_median": round(statistics.median(self.shares), 3) if self.shares else None,
+            "llama_cpp_seconds": [round(value, 5) for value in self.peer_seconds],
+            "ratio_to_llama_cpp": [round(ratio, 3) for ratio in self.ratios()],
         }
+
+    def ratios(self) -> list[float]:
+        """Our tokens per second over the peer's, per round, ascending."""
+        return sorted(p / ours for p, ours in zip(self.peer_seconds, self.seconds, strict=False))
+
+    def line(self) -> str:
+        """For people."""
+        best, median = min(self.seconds), statistics.median(self.seconds)
+        text = f"{self.name:<16}{self.tokens / best:8.1f} tok/s best{self.tokens / median:8.1f} median"
+        if self.num_bytes:
+            text += f"{self.num_bytes / median / 1e9:7.1f} GB/s"
+        else:
+            text += f"{self.operations / median / 1e9:7.0f} GOP/s"
+        if self.shares:
+            text += f"{100 * statistics.median(self.shares):5.0f} %"
+        if ratios := self.ratios():
+            peer = self.tokens / statistics.median(self.peer_seconds)
+            text += f"   llama.cpp{peer:8.1f} tok/s: x {statistics.median(ratios):.2f}"
+            text += f" ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        return text
 
 
 def decode(driver: Driver, seq_ids: list[int]) -> float:
@@ -230,13 +231,28 @@ def make_measurements(rank: OneRank) -> list[Measurement]:
         driver.generate(seq_ids, 2)
         with TouchedExperts() as touched:
             driver.step(dict.fromkeys(seq_ids, 1))
-        one = Measurement(f"decode batch {batch}", batch, lambda ids=seq_ids: decode(driver, ids))
+        one = Measurement("decode", batch, lambda ids=seq_ids: decode(driver, ids))
         one.num_bytes = dense_bytes(rank.weights.decoder) + touched.num_bytes
         one.operations = 2.0 * batch * active_weights(rank.model, rank.weights.decoder)
         made.append(one)
-    whole = Measurement(f"prefill {PROMPT}", PROMPT, lambda: prefill(driver, numpy))
+    whole = Measurement("prefill", PROMPT, lambda: prefill(driver, numpy))
     whole.operations = 2.0 * PROMPT * active_weights(rank.model, rank.weights.decoder)
     return [*made, whole]
+
+
+@contextlib.contextmanager
+def open_peer(model: ModelConfig, threads: int, folder: Path) -> Iterator[LlamaPeer | None]:
+    """llama.cpp with a model of these shapes; None, after a line that says why, where it is not installed."""
+    if missing := missing_packages():
+        print(f"llama.cpp is left out: no package {' and no '.join(missing)}; pip install -e '.[bench]'")
+        yield None
+        return
+    write_random_model(folder / "peer.gguf", model)
+    peer = LlamaPeer(folder / "peer.gguf", threads)
+    try:
+        yield peer
+    finally:
+        peer.close()
 
 
 def main() -> None:
@@ -245,31 +261,32 @@ def main() -> None:
     parser.add_argument("--quant", default="wint4", choices=["wint4", "wint8", "bfloat16"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-peer", action="store_true", help="do not measure llama.cpp")
     save_option(parser)
     given = parser.parse_args()
-    peak = int8_peak()
+    peak, read_bandwidth = int8_peak(), ReadBandwidth(given.threads)
     print(f"{heading()}\n{PRESET}, {given.layers} layers, {given.quant}, random weights")
     cuda_ops.set_num_threads(given.threads)
-    with tempfile.TemporaryDirectory(prefix="octet-cpu-") as folder:
-        rank = OneRank(given.layers, given.quant, Path(folder))
+    bandwidths = []
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octet-cpu-")))
+        rank = OneRank(given.layers, given.quant, folder)
+        peer = None
+        if not given.no_peer:
+            peer = stack.enter_context(open_peer(rank.model, given.threads, folder))
         measurements = make_measurements(rank)
-        bandwidths = []
         for _ in range(given.rounds):
-            bandwidths.append(read_bandwidth(given.threads))
             for one in measurements:
-                one.repeat(bandwidths[-1], peak and peak * given.threads)
+                bandwidths.append(read_bandwidth())
+                one.repeat(bandwidths[-1], peak and peak * given.threads, peer)
     limits = {
         "read_gb_per_second": [round(value / 1e9, 1) for value in bandwidths],
         "int8_peak_gop_per_second_per_core": peak and round(peak / 1e9),
     }
-    print(f"read bandwidth {limits['read_gb_per_second']} GB/s, int8 peak per core "
-          f"{limits['int8_peak_gop_per_second_per_core']} GOP/s")  # fmt: skip
+    print(f"read bandwidth {min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f} GB/s, "
+          f"int8 peak per core {limits['int8_peak_gop_per_second_per_core']} GOP/s")  # fmt: skip
     for one in measurements:
-        line = one.summary()
-        share = "" if line["share_of_peak_median"] is None else f"{100 * line['share_of_peak_median']:6.0f} %"
-        print(f"{one.name:<18}{line['tokens_per_second_best']:9.1f} tok/s best"
-              f"{line['tokens_per_second_median']:9.1f} median{line['gb_per_second_best']:8.2f} GB/s"
-              f"{line['gop_per_second_best']:9.1f} GOP/s{share}")  # fmt: skip
+        print(one.line())
     if given.save:
         settings = {
             "preset": PRESET,
