@@ -78,7 +78,11 @@ install_paddle() {
   printf '%s' "$OCTET_PADDLE" >"$stamp"
 }
 
-build_ops() { "$venv/bin/python" -m cuda_ops.build || die "the ops did not build; see the compiler's message above"; }
+build_ops() {
+  "$venv/bin/python" -m cuda_ops.build || die "the ops did not build; see the compiler's message above"
+  [[ -e /dev/nvidiactl ]] || return 0
+  "$venv/bin/python" -m cuda_ops.build_gpu || say "the ops for GPUs did not build, so --device gpu will not work"
+}
 
 join_extras() { local IFS=,; local all=("$@"); [[ -n "${OCTET_EXTRAS:-}" ]] && all+=("$OCTET_EXTRAS"); printf '%s' "${all[*]}"; }
 

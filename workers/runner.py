@@ -37,6 +37,21 @@ from workers.swap import SwapSpace
 _NO_VISION = 2**31 - 1  # beyond every token id
 
 
+class _Patience:
+    """How long a GPU may be silent: work is queued and not waited for, so the pieces of a step add up."""
+
+    def __init__(self, promise: Callable[[float], None]) -> None:
+        self._promise = promise
+        self._before = self._now = 0.0  # seconds, of the step before and of this one
+
+    def begin_step(self) -> None:
+        self._before, self._now = self._now, 0.0
+
+    def allow(self, seconds: float) -> None:
+        self._now += seconds
+        self._promise(self._before + self._now)
+
+
 class Runner:
     """The live state of one rank between steps."""
 
@@ -68,6 +83,9 @@ class Runner:
         limits          the largest step there will be; needed on a GPU
         """
         share = self._share = share_of(model, device.rank, device.world)
+        if device.is_gpu:
+            self._patience = _Patience(on_progress)
+            on_progress = self._patience.allow
         self._model = model
         self._device = device
         self._block_size = block_size
@@ -109,6 +127,8 @@ class Runner:
         """
         began = time.perf_counter()
         self._settle(all_but=1)
+        if self._device.is_gpu:
+            self._patience.begin_step()
         for seq_id in plan.dropped:
             self._media.drop(seq_id)
         self._sequences.apply(plan)

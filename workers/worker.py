@@ -186,14 +186,15 @@ class Worker:
     def _answer(self, running: deque[RunningStep]) -> None:
         """Send results as they are ready, until there are no more or another plan is here.
 
-        Nothing beats meanwhile: a GPU that takes longer than its work may is stuck.
+        Nothing beats meanwhile: a GPU that takes longer than its work may (Runner) is stuck.
         """
         while running:
             if running[0].is_done():
                 result = running.popleft().result()
                 if self._rank == 0:
                     self._link.send(result)
-                self._pulse.beat(phase=Phase.READY)
+                if not running:
+                    self._pulse.beat(phase=Phase.READY)
             elif self._link.has_message():
                 return
             else:

@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 
+from engine.config import ServerConfig
 from tests.checks import assert_same_bits
 from tests.conftest import Rand
 from tests.workers.engine_side import ROOT
 from tests.workers.ranks import RankThreads
+from workers.device import open_device
 from workers.device.bfloat16 import bits_from_float32, float32_from_bits
 from workers.device.host import HostDevice
 from workers.device.paddle import PaddleCpu
@@ -128,7 +130,6 @@ def test_memory_is_counted_in_bytes(device: HostDevice):
     assert 0 < device.free_memory() <= device.total_memory()
 
 
-
 def test_rank_does_not_load_pytorch():
     """tvm_ffi would, wherever PyTorch is installed."""
     code = "import workers.worker, workers.device.paddle, sys; sys.exit('torch' in sys.modules)"
@@ -143,3 +144,8 @@ def test_workspace_gives_the_same_memory_for_the_same_name(device: HostDevice):
     assert (list(small.shape), small.data_ptr()) == ([2, 4], large.data_ptr())
     assert workspace.take("x", (4, 8), "bfloat16").data_ptr() != large.data_ptr()
     assert workspace.take("y", (4, 8), "float32").data_ptr() != large.data_ptr()
+
+
+def test_flag_chooses_the_framework_on_a_cpu(framework: type[HostDevice]):
+    name = "torch" if framework is not PaddleCpu else "paddle"
+    assert type(open_device(ServerConfig(framework=name), 0, lambda: None)) is framework  # type: ignore[arg-type]

@@ -264,6 +264,28 @@ def test_two_gpus_agree_with_one(rand: Rand, folder: Path, prompts: list[Prompt]
     assert pair.cudas[1].num_launches >= 4
 
 
+def test_pieces_of_two_steps_add_up_to_how_long_the_host_is_patient(folder: Path, prompts: list[Prompt]):
+    promised: list[float] = []
+    ranks = GpuRanks(MODEL, folder, has_graphs=False, on_progress=promised.append)
+    overlapping = Overlapping(ranks, prompts[:1], GREEDY)
+    for _ in range(2):
+        promised.append(0.0)
+        ranks.launch(overlapping.next_plan())
+    first, second = (np.array(one) for one in split(promised, 0.0)[-2:])
+    assert (np.diff(first) > 0).all() and (np.diff(second) > 0).all() and second[0] > first[-1] > 0
+
+
+def split(values: list[float], mark: float) -> list[list[float]]:
+    """The runs of values between the marks."""
+    runs: list[list[float]] = [[]]
+    for value in values:
+        if value == mark:
+            runs.append([])
+        else:
+            runs[-1].append(value)
+    return runs
+
+
 # memory -------------------------------------------------------------------------------------------------
 
 
