@@ -65,6 +65,14 @@ class Checkpoint:
     def has(self, tensor: LogicalTensor) -> bool:
         return all(name in self._files for name in tensor.stored(self.scheme))
 
+    def will_read(self, tensor: LogicalTensor) -> None:
+        """Let the disk begin with the whole tensor; what a rank does not need of it, its neighbours do."""
+        for name in tensor.stored(self.scheme):
+            for kind in (name, quantised_name(name, QUANTISED)):
+                if kind in self._files:
+                    file, stored_name = self._files[kind]
+                    file.will_read(stored_name)
+
     def read(self, tensor: LogicalTensor, part: Part) -> np.ndarray:
         """The part, out-major and contiguous: fp32 or uint16 bits of bf16 as stored. Any thread may call."""
         if tensor.role is Role.ROUTER:

@@ -55,6 +55,10 @@ class CheckpointFile:
             raise ConfigError(f"{path} cannot be opened: {error}; download it again") from None
         self.tensors = self._read_header()
 
+    def will_read(self, name: str) -> None:
+        """Start reading the tensor from the disk, without waiting for it."""
+        self._advise(self.tensors[name], mmap.MADV_WILLNEED)
+
     def copy(self, name: str, rows: slice, columns: slice | None, out: np.ndarray) -> None:
         """out = tensor[rows] or tensor[rows, columns]; `out` has the stored type, see numpy_type."""
         whole = self._whole(name)
@@ -112,5 +116,8 @@ class CheckpointFile:
 
     def _drop_pages(self, tensor: StoredTensor) -> None:
         """Unmap what was read: the pages stay in the system's cache but leave this process."""
+        self._advise(tensor, mmap.MADV_DONTNEED)
+
+    def _advise(self, tensor: StoredTensor, advice: int) -> None:
         first = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_DONTNEED, first, tensor.start + tensor.num_bytes - first)
+        self._map.madvise(advice, first, tensor.start + tensor.num_bytes - first)

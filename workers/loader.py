@@ -372,6 +372,7 @@ class _Builder:
             then()
             self._count(tensor)
 
+        self._source.announce(tensor, self._part(tensor))
         self._crew.start(job)
 
     def _count(self, tensor: LogicalTensor) -> None:

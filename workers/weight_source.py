@@ -32,6 +32,9 @@ class WeightSource(Protocol):
     def num_bytes(self, tensor: LogicalTensor, part: Part) -> int:
         """What `fill` or `values` of this part takes, in the unit of the progress callback."""
 
+    def announce(self, tensor: LogicalTensor, part: Part) -> None:
+        """`fill` of this part comes soon: a disk may begin to read."""
+
     def fill(self, tensor: LogicalTensor, part: Part, weight: Weight) -> None:
         """Write a matrix into `weight`, whose data and scales have the part's [N, K]."""
 
@@ -51,6 +54,9 @@ class CheckpointSource:
 
     def num_bytes(self, tensor: LogicalTensor, part: Part) -> int:
         return self._checkpoint.num_bytes(tensor, part)
+
+    def announce(self, tensor: LogicalTensor, part: Part) -> None:
+        self._checkpoint.will_read(tensor)
 
     def fill(self, tensor: LogicalTensor, part: Part, weight: Weight) -> None:
         if self._checkpoint.packed(tensor):
@@ -116,6 +122,9 @@ class DummySource:
 
     def num_bytes(self, tensor: LogicalTensor, part: Part) -> int:
         return part.num_elements * BYTES_PER_ELEMENT[self._dtype]
+
+    def announce(self, tensor: LogicalTensor, part: Part) -> None:
+        pass
 
     def fill(self, tensor: LogicalTensor, part: Part, weight: Weight) -> None:
         if weight.kind in ("float32", "bfloat16"):
