@@ -12,6 +12,7 @@ right: with another model, look for others.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import random
@@ -126,17 +127,26 @@ FAMILIES: dict[str, Callable[[random.Random], PageSample]] = {
 
 # Family and variation of every card, in the page's order.
 CHOSEN = (
-    ("count", 0),
-    ("contents", 0),
-    ("number", 0),
+    ("count", 5),
     ("which", 0),
-    ("motion", 0),
-    ("count_in_chinese", 0),
+    ("motion", 3),
+    ("count_in_chinese", 8),
+    ("colour", 0),
+    ("count", 7),
 )
 
 
 def page_sample(family: str, variation: int) -> PageSample:
     return FAMILIES[family](rng_for("evaluation", 0, f"page/{family}", variation))
+
+
+def chosen_samples() -> list[PageSample]:
+    """The cards, each with its number before the names of its files."""
+    samples = [page_sample(*chosen) for chosen in CHOSEN]
+    return [
+        dataclasses.replace(sample, files={f"{i}-{name}": data for name, data in sample.files.items()})
+        for i, sample in enumerate(samples, 1)
+    ]
 
 
 def agrees(answer: str, truth: str) -> bool:
@@ -177,12 +187,11 @@ def ask(url: str, sample: PageSample) -> str:
 
 
 def write(folder: Path) -> None:
-    samples = [page_sample(*chosen) for chosen in CHOSEN]
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
     listed = []
-    for sample in samples:
+    for sample in chosen_samples():
         for name, data in sample.files.items():
             (folder / name).write_bytes(data)
         listed.append({"question": sample.question, "answer": sample.answer, "files": list(sample.files)})

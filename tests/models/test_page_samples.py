@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from models.page_samples import CHOSEN, FOLDER, agrees, page_sample
+from models.page_samples import FOLDER, agrees, chosen_samples
 
 
 def test_the_page_offers_the_chosen_samples():
     offered = json.loads((FOLDER / "samples.json").read_text())
-    drawn = [page_sample(*chosen) for chosen in CHOSEN]
+    drawn = chosen_samples()
     assert [(card["question"], card["answer"], card["files"]) for card in offered] == [
         (sample.question, sample.answer, list(sample.files)) for sample in drawn
     ], "run `python -m models.page_samples`"
