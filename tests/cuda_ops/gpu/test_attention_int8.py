@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import cuda_ops
 from cuda_ops.emulator import emulator
+from cuda_ops.library import library
 from tests.checks import assert_close, assert_same_bits
 from tests.conftest import Rand
 from tests.cuda_ops.builders import bf16, read, rounded, unwritten
@@ -168,3 +170,47 @@ def test_tiles_of_128_columns_are_read_without_bank_conflicts(rand: Rand, n: int
     with emulator().profile() as costs:
         attend([make_sequence(rand, n, 130, 8, 1, 128)])
     assert not conflicts(costs, "attention_int8.cuh", "paged_attention.cu")
+
+
+def test_the_cpu_writes_the_same_cache_and_attends_alike(rand: Rand) -> None:
+    m, nq, nkv, hd, blocks = 20, 4, 2, 32, 3
+    qkv = bf16(rand.normal(m, (nq + 2 * nkv) * hd))
+    angles = rand.normal(m, hd // 2)
+    cos_sin = np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
+    table, slots = np.array([[2, 0]], np.int32), np.concatenate([np.arange(32, 48), np.arange(4)])
+    starts, lens = np.array([0, m], np.int32), np.array([m], np.int32)
+
+    def write() -> tuple[list[np.ndarray], list[Any], Any]:
+        caches = [np.zeros((blocks, nkv, BLOCK, hd), np.int8) for _ in range(2)]
+        scales = [bf16(np.ones((blocks, nkv, BLOCK))) for _ in range(2)]
+        q = unwritten((m, nq, hd), "bfloat16")
+        cuda_ops.rope_write_kv(qkv, cos_sin, slots.astype(np.int32), *caches, q, *scales)
+        return caches, scales, q
+
+    caches, scales, q = write()
+    tasks = cuda_ops.attention_tasks([(m, m)], nq // nkv)
+    plan = cuda_ops.AttentionPlan(
+        aligned(cuda_ops.attention_plan_bytes(*tasks, 1, nkv, hd), np.uint8), *tasks
+    )
+    cuda_ops.plan_attention(plan, table, starts, lens, nq, nkv, hd, BLOCK)
+    out, host_out = (unwritten((m, nq * hd), "bfloat16") for _ in range(2))
+    cuda_ops.paged_attention(q, *caches, table, starts, lens, 0.2, out, plan, *scales)
+    with on_host():
+        host_caches, host_scales, _ = write()
+        cuda_ops.paged_attention(q, *caches, table, starts, lens, 0.2, host_out, None, *scales)
+
+    for one, other in zip(caches, host_caches, strict=True):  # a fused multiply may tip a rounding over
+        assert np.abs(one.astype(int) - other).max() <= 1 and (one != other).mean() < 0.01
+    for one, other in zip(scales, host_scales, strict=True):
+        assert_close(read(one), read(other), float(read(one).max()) * 2**-8)
+    assert_attention(read(out), read(host_out))
+
+
+@contextmanager
+def on_host() -> Iterator[None]:
+    """The CPU's bodies for a while, in a test of the emulated device's."""
+    library.emulate_device(False)
+    try:
+        yield
+    finally:
+        library.emulate_device(True)
