@@ -154,7 +154,8 @@ def agrees(answer: str, truth: str) -> bool:
     if normalise(answer) == normalise(truth):
         return True
     if numbers_in(truth):
-        return numbers_in(answer) == numbers_in(truth)
+        is_about_it = set(mentions(answer, SHAPES)) <= set(mentions(truth, SHAPES))
+        return is_about_it and numbers_in(answer) == numbers_in(truth)
     told = [(mentions(truth, names), mentions(answer, names)) for names in (SHAPES, COLOURS, DIRECTIONS)]
     is_complete = all(sorted(map(str, true)) == sorted(map(str, said)) for true, said in told if true)
     return is_complete and any(true for true, _ in told)

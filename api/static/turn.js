@@ -159,11 +159,11 @@ export class Turn {
     this.#parts.numbers.append(make("span", {}, text));
   }
 
-  /** Tokens per second behind the first, "" when there were too few to tell. */
+  /** Tokens per second behind the first, "" when there were too few to tell or all came together. */
   #rate() {
     const tokens = (this.#usage?.completion_tokens ?? 0) - (this.#firstUsage?.completion_tokens ?? 0);
     const time = (this.#times.last - this.#times.first) / 1000;
-    if (tokens < 1 || time <= 0) return "";
+    if (tokens < 1 || time < 0.02) return "";
     return tokens / time < 10 ? (tokens / time).toFixed(1) : String(Math.round(tokens / time));
   }
 }

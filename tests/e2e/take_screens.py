@@ -44,7 +44,7 @@ def ask_two_questions(page: Page, width: int, height: int, *, dark: bool = False
     page.click(".samples li:nth-child(4) .card")
     page.until_answered()
     page.click("#think")
-    page.ask("Which shapes do you see?")
+    page.ask("How many shapes are there?")
     page.until_answered()
 
 

@@ -23,6 +23,7 @@ def test_the_page_offers_the_chosen_samples():
         ("5", "There are 5 stars.", True),
         ("There are five stars.", "There are 5 stars.", True),
         ("There are 4 stars.", "There are 5 stars.", False),
+        ("There are 5 hearts.", "There are 5 stars.", False),
         ("有4个三角形。", "有4个三角形。", True),
         ("A red heart and a purple ring.", "A purple ring and a red heart.", True),
         ("A red heart.", "A purple ring and a red heart.", False),
