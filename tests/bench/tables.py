@@ -70,6 +70,26 @@ TABLES: dict[str, Sequence[Row]] = {
             A3B_8L,
         ),
         Row(
+            "28B-A3B whole, wint4, random weights: decode, picture of 640x480 included / resident memory",
+            "large",
+            lambda f: (
+                f"{f['text']['tokens_per_second']:.1f} / {f['picture']['tokens_per_second']:.1f} tok/s, "
+                f"{f['memory']['peak_resident_gib']:.1f} GiB"
+            ),
+            "under 20 GiB",
+            {"model": "ernie-4.5-vl-28b-a3b", "quantization": "wint4"},
+        ),
+        Row(
+            "8.7 GB of bf16 to wint4, from command to ready: cold / warm",
+            "start",
+            lambda f: (
+                f"{f['cold']['ready_seconds']:.0f} / {f['warm']['ready_seconds']:.1f} s, "
+                f"{f['cold over warm']['ready']:.0f}x; {f['cold']['peak_above_gb']:.1f} GB beside the weights"
+            ),
+            "5x, under 4 GB",
+            {"layers": 6, "quantization": "wint4", "tp": 1, "drop": False},
+        ),
+        Row(
             "product 2560x3584 on 512 rows, int8 / int4 / bf16",
             "ops",
             lambda f: (
