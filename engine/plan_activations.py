@@ -50,7 +50,8 @@ def vision_bytes(model: ModelConfig, num_patches: int, dtype: Dtype) -> int:
     if vision is None:
         return 0
     width, chunk = vision.hidden_size, min(num_patches, _ROWS_AT_ONCE)
-    encoder = num_patches * (vision.patch_features * (size + 1) + 6 * width * size)
+    # 6 rows of the width beside the pixels; 6.5 where two ranks share an item, fewer where more do
+    encoder = num_patches * (vision.patch_features * (size + 1) + 13 * width * size // 2)
     encoder += chunk * ((vision.intermediate_size + width) * size + 8 * width)
     window = vision.merged_size * size
     windows = num_patches // vision.spatial_merge**2

@@ -28,6 +28,7 @@ from workers.positions import token_grid
 from workers.sequences import LiveSequence, Sequences
 
 PATCHES_PER_UNIT = 4096  # a video is cut after this many; one frame pair or one image may be larger
+PATCHES_TOGETHER = 1024  # a unit of so many is encoded by all ranks together
 PATCHES_PER_CALL = 8192  # small units are packed into one encoder call up to this many
 
 
@@ -209,21 +210,36 @@ class MediaFeatures:
     # encoding -----------------------------------------------------------------------------------------
 
     def _encode(self, units: list[MediaUnit]) -> EncodeStats:
-        """Encode each unit on one rank, hand the result to all, and put it into the cache."""
+        """Large units by all ranks together, small ones each on one rank; then all have all of them."""
         began = time.perf_counter()
         self.cache.make_room(sum(self._num_bytes(unit.num_tokens) for unit in units))
         features = [self._device.empty((unit.num_tokens, self._hidden_size), self._dtype) for unit in units]
-        owners = assign_ranks(units, self._device.world)
-        mine = [i for i, owner in enumerate(owners) if owner == self._device.rank]
-        if mine:
-            self._encode_share([units[i] for i in mine], [features[i] for i in mine])
-            self._runnable.release_encoder_memory()
-        for unit, tensor, owner in zip(units, features, owners, strict=True):
-            self._device.broadcast(tensor, owner)
+        together = [self._is_for_all(unit) for unit in units]
+        for unit, tensor, by_all in zip(units, features, together, strict=True):
+            if by_all:
+                self._encode_pack([unit], tensor, together=True)
+        self._encode_apart(
+            [(u, f) for u, f, by_all in zip(units, features, together, strict=True) if not by_all]
+        )
+        self._runnable.release_encoder_memory()
+        for unit, tensor in zip(units, features, strict=True):
             self.cache.add(
                 unit.key, tensor, self._num_bytes(unit.num_tokens), keep=self._is_worth_keeping(unit.item)
             )
         return EncodeStats(time.perf_counter() - began, sum(unit.num_patches for unit in units))
+
+    def _is_for_all(self, unit: MediaUnit) -> bool:
+        """Depends on the unit alone, as a GPU may round otherwise when ranks share it (D5)."""
+        return self._runnable.can_encode_together and unit.num_patches >= PATCHES_TOGETHER
+
+    def _encode_apart(self, work: list[tuple[MediaUnit, Tensor]]) -> None:
+        """Small units, each on one rank."""
+        owners = assign_ranks([unit for unit, _ in work], self._device.world)
+        mine = [one for one, owner in zip(work, owners, strict=True) if owner == self._device.rank]
+        if mine:
+            self._encode_share([unit for unit, _ in mine], [tensor for _, tensor in mine])
+        for (_, tensor), owner in zip(work, owners, strict=True):
+            self._device.broadcast(tensor, owner)
 
     def _num_bytes(self, num_tokens: int) -> int:
         return num_tokens * self._token_bytes
@@ -246,10 +262,11 @@ class MediaFeatures:
             self._encode_pack(pack, merged)
             self._copy_apart(merged, outs)
 
-    def _encode_pack(self, pack: list[MediaUnit], out: Tensor) -> None:
+    def _encode_pack(self, pack: list[MediaUnit], out: Tensor, together: bool = False) -> None:
         patches = np.concatenate([self._read_patches(unit) for unit in pack])
         frames = [unit.item.grid[1:] for unit in pack for _ in range(unit.num_frames)]
-        self._runnable.encode(PatchBatch(patches, frames), [unit.num_frames for unit in pack], out)
+        runs = [unit.num_frames for unit in pack]
+        self._runnable.encode(PatchBatch(patches, frames), runs, out, together=together)
 
     def _copy_apart(self, merged: Tensor, outs: list[Tensor]) -> None:
         """Each unit has memory of its own, so that forgetting one frees its bytes."""

@@ -26,6 +26,7 @@ from tests.workers.ranks import GREEDY, Driver, Ranks, RankThreads
 from tests.workers.reference import reference_features
 from workers.device.paddle import PaddleCpu
 from workers.media_features import MediaFeatures, assign_ranks, cut_into_units, packs
+from workers.model.encoder import Encoder
 from workers.model.ernie_vl import ErnieVl
 from workers.sequences import Sequences
 
@@ -81,6 +82,37 @@ def test_features_are_the_same_bits_however_the_work_is_split(
     monkeypatch.setattr(workers.media_features, "PATCHES_PER_CALL", patches_per_call)
     for rank, features in enumerate(encode_whole_prompt(config, raw, media_folder, prompt, world=4)):
         assert_same_bits(np.concatenate(features), np.concatenate(expected), f"{rand} rank {rank}")
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("smallest", [1, 24, 96])
+def test_features_are_the_same_bits_when_all_ranks_share_an_item(
+    rand: Rand, media_folder: Path, monkeypatch: pytest.MonkeyPatch, num_ranks: int, smallest: int
+):
+    """Items of 24, 4, 96 and 16 patches; four ranks cannot share two of the tower's heads."""
+    config, raw, prompt = make_world(rand, media_folder)
+    (expected,) = encode_whole_prompt(config, raw, media_folder, prompt, world=1)
+    monkeypatch.setattr(workers.media_features, "PATCHES_TOGETHER", smallest)
+    for rank, features in enumerate(encode_whole_prompt(config, raw, media_folder, prompt, num_ranks)):
+        assert_same_bits(np.concatenate(features), np.concatenate(expected), f"{rand} rank {rank}")
+
+
+def test_ranks_share_rows_and_heads_of_a_large_item(
+    rand: Rand, media_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each rank multiplies half of the rows in every feed-forward layer."""
+    config, raw, _ = make_world(rand, media_folder)
+    prompt = make_prompt(rand, config, media_folder, [(1, 6, 10)])
+    rows: list[int] = []
+    feed_forward = Encoder._feed_forward
+    monkeypatch.setattr(
+        Encoder,
+        "_feed_forward",
+        lambda self, block, normed, x: (rows.append(x.shape[0]), feed_forward(self, block, normed, x))[1],
+    )
+    monkeypatch.setattr(workers.media_features, "PATCHES_TOGETHER", 60)
+    encode_whole_prompt(config, raw, media_folder, prompt, world=2)
+    assert rows == [30] * (2 * config.vision.depth)  # type: ignore[union-attr]
 
 
 def test_item_is_encoded_once_however_many_chunks_touch_it(rand: Rand, media_folder: Path):

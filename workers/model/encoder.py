@@ -2,7 +2,8 @@
 
 A frame is the unit of attention: frames never see each other, whether they come from a video, from one
 image or from several packed into one call. Patches of a frame lie in merge-window order (section 4.3), and
-so do the rows and columns that turn them. Merging patches into tokens is resampler.py.
+so do the rows and columns that turn them. Merging patches into tokens is resampler.py; all ranks together
+do this in shared_encoder.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 import cuda_ops
 from engine.model_config import VisionConfig
-from workers.device.base import Tensor
+from workers.device.base import Device, Tensor
 from workers.model.context import Context
 from workers.model.weights import VisionBlockWeights, VisionWeights
 
@@ -30,6 +31,24 @@ class PatchBatch:
 
     patches: np.ndarray  # [P, 3*14*14] uint8
     frames: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Where the frames of a batch lie, and where in a frame its patches do; on the device."""
+
+    starts: Tensor  # [N + 1] int32
+    row_col: Tensor  # [P, 2] int32
+    block_flops: float  # of one block
+
+    @classmethod
+    def upload(cls, frames: list[tuple[int, int]], vision: VisionConfig, device: Device) -> Frames:
+        sizes = [rows * columns for rows, columns in frames]
+        return cls(
+            device.upload(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)),
+            device.upload(np.concatenate([window_order(*frame) for frame in frames])),
+            _block_flops(vision, sizes),
+        )
 
 
 @lru_cache(maxsize=256)
@@ -53,46 +72,52 @@ class Encoder:
 
     def run(self, batch: PatchBatch) -> Tensor:
         """One vector per patch, [P, D], in a buffer that the next call overwrites."""
-        context, vision = self._context, self._vision
-        sizes = [rows * columns for rows, columns in batch.frames]
-        starts = context.device.upload(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
-        row_col = context.device.upload(np.concatenate([window_order(*frame) for frame in batch.frames]))
-        block_flops = _block_flops(vision, sizes)
+        x = self._run_blocks(batch.patches, Frames.upload(batch.frames, self._vision, self._context.device))
+        out, eps = self._context.take("encoder.normed", *x.shape), self._vision.layer_norm_eps
+        cuda_ops.layer_norm(x, self._weights.ln_w, self._weights.ln_b, eps, out)
+        return out
 
-        x = self._embed(batch.patches)
+    def _run_blocks(self, patches: np.ndarray, frames: Frames) -> Tensor:
+        context, eps = self._context, self._vision.layer_norm_eps
+        x = context.take("encoder.x", patches.shape[0], self._vision.hidden_size)
+        self._embed(patches, x)
         normed = context.take("encoder.normed", *x.shape)
         for block in self._weights.blocks:
-            context.begin_work(block_flops)
-            cuda_ops.layer_norm(x, block.norm1_w, block.norm1_b, vision.layer_norm_eps, normed)
-            self._attend(block, normed, row_col, starts, x)
-            cuda_ops.layer_norm(x, block.norm2_w, block.norm2_b, vision.layer_norm_eps, normed)
+            context.begin_work(frames.block_flops)
+            cuda_ops.layer_norm(x, block.norm1_w, block.norm1_b, eps, normed)
+            self._attend(block, normed, frames, x)
+            cuda_ops.layer_norm(x, block.norm2_w, block.norm2_b, eps, normed)
             self._feed_forward(block, normed, x)
-        cuda_ops.layer_norm(x, self._weights.ln_w, self._weights.ln_b, vision.layer_norm_eps, normed)
-        return normed
+        return x
 
-    def _embed(self, patches: np.ndarray) -> Tensor:
+    def _embed(self, patches: np.ndarray, x: Tensor) -> None:
         context = self._context
         pixels = context.take("encoder.pixels", *patches.shape)
         cuda_ops.normalize_pixels(context.device.upload(patches), self._mean, self._std, pixels)
-        x = context.take("encoder.x", patches.shape[0], self._vision.hidden_size)
         context.device.linear(pixels, self._weights.patch_embed, x)
-        return x
 
-    def _attend(
-        self, block: VisionBlockWeights, normed: Tensor, row_col: Tensor, starts: Tensor, x: Tensor
-    ) -> None:
-        """x += attention of `normed` inside each frame."""
-        context, vision, device = self._context, self._vision, self._context.device
-        patches, width = x.shape
+    def _attend(self, block: VisionBlockWeights, normed: Tensor, frames: Frames, x: Tensor) -> None:
+        """x += attention of `normed` inside each frame; overwrites `normed`."""
+        context, (patches, width) = self._context, x.shape
         qkv = context.take("encoder.qkv", patches, 3 * width)
-        device.linear(normed, block.qkv, qkv, bias=block.qkv_b)
-        heads = device.view(qkv, (patches, 3, vision.num_heads, vision.head_dim))
-        cuda_ops.vision_rope(heads, row_col, vision.rope_theta)
+        context.device.linear(normed, block.qkv, qkv, bias=block.qkv_b)
         attended = context.take("encoder.attended", patches, width)
-        cuda_ops.segment_attention(heads, starts, self._scale, attended)
-        projected = normed  # no longer needed as such
-        device.linear(attended, block.proj, projected, bias=block.proj_b)
-        device.add(x, projected)
+        self._attend_frames(qkv, frames, attended)
+        self._project(block, attended, x, normed)
+
+    def _attend_frames(self, qkv: Tensor, frames: Frames, attended: Tensor) -> None:
+        """attended [P, n*hd] from qkv [P, 3*n*hd] of any n heads; turns queries and keys in place."""
+        vision, (patches, width) = self._vision, attended.shape
+        shape = (patches, 3, width // vision.head_dim, vision.head_dim)
+        heads = self._context.device.view(qkv, shape)
+        cuda_ops.vision_rope(heads, frames.row_col, vision.rope_theta)
+        cuda_ops.segment_attention(heads, frames.starts, self._scale, attended)
+
+    def _project(self, block: VisionBlockWeights, attended: Tensor, x: Tensor, scratch: Tensor) -> None:
+        """x += the projection of `attended`, both of the same rows."""
+        device = self._context.device
+        device.linear(attended, block.proj, scratch, bias=block.proj_b)
+        device.add(x, scratch)
 
     def _feed_forward(self, block: VisionBlockWeights, normed: Tensor, x: Tensor) -> None:
         """x += the block's MLP of `normed`, some rows at a time."""

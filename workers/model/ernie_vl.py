@@ -17,6 +17,7 @@ from workers.model.context import Context, no_progress
 from workers.model.decoder import Decoder, MediaRows
 from workers.model.encoder import Encoder, PatchBatch
 from workers.model.resampler import Resampler
+from workers.model.shared_encoder import SharedEncoder, can_share
 from workers.model.weights import ModelWeights
 from workers.model.workspace import Workspace
 from workers.parallel import share_of
@@ -40,8 +41,11 @@ class ErnieVl:
         self._decoder = self.new_decoder()
         self._vision_context = self._new_context()
         self._encoder: Encoder | None = None
+        self._shared_encoder: SharedEncoder | None = None
         if model.vision is not None and weights.vision is not None and weights.resampler is not None:
             self._encoder = Encoder(self._vision_context, model.vision, weights.vision)
+            if can_share(model.vision, device.world):
+                self._shared_encoder = SharedEncoder(self._vision_context, model.vision, weights.vision)
             self._resampler = Resampler(self._vision_context, model.vision, weights.resampler)
 
     def run(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> Tensor | None:
@@ -52,14 +56,23 @@ class ErnieVl:
         """The same decoder with buffers of its own."""
         return Decoder(self._new_context(), self._weights.decoder)
 
-    def encode(self, patches: PatchBatch, frames_per_item: list[int], out: Tensor) -> None:
+    @property
+    def can_encode_together(self) -> bool:
+        """Whether all ranks may share the work on one item."""
+        return self._shared_encoder is not None
+
+    def encode(
+        self, patches: PatchBatch, frames_per_item: list[int], out: Tensor, *, together: bool = False
+    ) -> None:
         """Patches of several media items (or runs of their frames) -> features in item order, out [R, H].
 
-        `frames_per_item` cuts patches.frames into items; 1 means an image.
+        `frames_per_item` cuts patches.frames into items; 1 means an image. `together`: every rank makes
+        this call, and each gets the whole result.
         """
-        if self._encoder is None:
+        encoder = self._shared_encoder if together else self._encoder
+        if encoder is None:
             raise EngineError("a request with media reached a text model; the api has to refuse it")
-        encoded = self._encoder.run(patches)
+        encoded = encoder.run(patches)
         runs, frame = [], 0
         for count in frames_per_item:
             rows, columns = patches.frames[frame]
