@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.bench.eval_table import markdown_table
@@ -42,6 +43,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def against_llama(*measured: dict[str, Any]) -> str:
+    """', 1.0x / 2.0x llama.cpp': medians of a run that had the peer; nothing without it."""
+    ratios = [sorted(one.get("ratio_to_llama_cpp") or []) for one in measured]
+    if not all(ratios):
+        return ""
+    return ", " + " / ".join(f"{median(one):.1f}x" for one in ratios) + " llama.cpp"
+
+
 A3B_8L = {"layers": 8, "quantization": "wint4"}
 
 # name in the marker -> rows
@@ -55,8 +64,9 @@ TABLES: dict[str, Sequence[Row]] = {
                 f"{f['decode batch 16']['tokens_per_second_median']:.0f} tok/s, "
                 f"{percent(f['decode batch 1']['share_of_peak_median'])} / "
                 f"{percent(f['decode batch 16']['share_of_peak_median'])} of read bandwidth"
+                + against_llama(f["decode batch 1"], f["decode batch 16"])
             ),
-            "90 % of bandwidth",
+            "90 % of bandwidth, 1x / 1.5x llama.cpp",
             A3B_8L,
         ),
         Row(
@@ -65,6 +75,7 @@ TABLES: dict[str, Sequence[Row]] = {
             lambda f: (
                 f"{f['prefill 512']['tokens_per_second_median']:.0f} tok/s, "
                 f"{percent(f['prefill 512']['share_of_peak_median'])} of the int8 peak"
+                + against_llama(f["prefill 512"])
             ),
             "3x llama.cpp",
             A3B_8L,
