@@ -127,12 +127,12 @@ FAMILIES: dict[str, Callable[[random.Random], PageSample]] = {
 
 # Family and variation of every card, in the page's order.
 CHOSEN = (
-    ("count", 5),
+    ("count", 9),
     ("which", 0),
     ("motion", 3),
-    ("count_in_chinese", 8),
+    ("count_in_chinese", 14),
     ("colour", 0),
-    ("count", 7),
+    ("count", 14),
 )
 
 
