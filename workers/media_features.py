@@ -1,8 +1,9 @@
 """From media files to the encoded rows that a batch needs, shared by all ranks.
 
 Media are cut into units (an image, or a short run of a video's frame pairs). A unit is encoded when a chunk
-first touches its tokens, by one rank, which then sends the result to the others; its sequence needs it until
-its tokens are computed. So a long video never lies in memory whole, and encoding keeps pace with prefill.
+first touches its tokens: a large one by all ranks together, a small one by one rank, which then sends the
+result to the others. Its sequence needs it until its tokens are computed. So a long video never lies in
+memory whole, and encoding keeps pace with prefill.
 What another sequence needs as well, or left behind lately, is found in image_cache.py instead.
 """
 
