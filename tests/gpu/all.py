@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -122,12 +123,15 @@ def add_idle_times(figures: Figures) -> None:
             figures[f"idle between steps, {clients} sequences"] = {"ms": seen["gap_ms_p50"] - step["ms"]}
 
 
-def device_name() -> str:
-    script = "import torch; print(torch.cuda.get_device_name(0))"
+def find_device() -> tuple[str, str]:
+    """The first GPU's name and compute capability, as in ("NVIDIA H100 80GB HBM3", "90")."""
+    script = "import torch; print(torch.cuda.get_device_name(0), *torch.cuda.get_device_capability(0))"
     asked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     if asked.returncode != 0:
-        raise RuntimeError(f"PyTorch finds no GPU: {asked.stderr.strip().splitlines()[-1]}")
-    return asked.stdout.strip()
+        words = asked.stderr.strip().splitlines() or ["it ended without a word"]
+        raise SystemExit(f"tests/gpu/run.sh needs a GPU and a PyTorch with CUDA: {words[-1]}")
+    name, major, minor = asked.stdout.strip().rsplit(" ", 2)
+    return name, major + minor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,8 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args(arguments)
     began = time.monotonic()
-    name = "emulator" if asked.rehearse else device_name()
-    build_emulator() if asked.rehearse else build()
+    if asked.rehearse:
+        name = "emulator"
+        build_emulator()
+    else:
+        name, capability = find_device()
+        os.environ.setdefault("OCTET_GPU_ARCHS", capability)  # for no other GPU: half the time
+        build()
     steps = rehearsal_steps() if asked.rehearse else gpu_steps()
     wanted = [step for step in steps if not asked.only or step.name in asked.only.split(",")]
     figures, outcomes = run_steps(wanted, TOTAL_SECONDS - (time.monotonic() - began))

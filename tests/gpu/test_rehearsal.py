@@ -72,13 +72,13 @@ def test_a_step_that_fails_costs_its_own_figures_alone(tmp_path: Path) -> None:
     steps = [
         everything.Step("fails", "tests.gpu.no_such_module"),
         everything.Step("is not there", "json.tool", before=("no-such-program",)),
-        everything.Step("works", "tests.gpu.correctness", ("--small", "--emulated", "--seed", "1"), 200),
+        everything.Step("works", "tests.gpu.speed", ("--small", "--emulated"), 200),
     ]
     figures, outcomes = everything.run_steps(steps, 300)
     words = {name: outcome.rsplit(" after", 1)[0] for name, outcome in outcomes.items()}
     assert words["fails"] == "failed with 1"
     assert words["is not there"] == "not run (no-such-program is not installed)"
-    assert words["works"] == "done" and figures["correctness"]["wrong"] == []
+    assert words["works"] == "done" and figures["ceilings"]["bf16_tflops"] > 0
 
 
 def test_idle_time_is_what_tokens_take_beyond_the_step() -> None:
@@ -107,3 +107,10 @@ def test_the_readme_shows_the_newest_result_of_each_device(tmp_path: Path) -> No
 
 def test_the_readmes_table_is_that_of_the_kept_results() -> None:
     assert tables(everything.RESULTS) in README.read_text()
+
+
+def test_a_machine_without_a_gpu_is_told_what_is_needed() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SystemExit, match=r"tests/gpu/run.sh needs a GPU and a PyTorch with CUDA: .*"):
+        everything.find_device()
