@@ -41,7 +41,6 @@ with _hidden("torch"), warnings.catch_warnings():
 framework = paddle  # for paddle_gpu.py: it has to be imported in the same way
 
 
-
 class PaddleCpu(HostDevice):
     """One rank on the host's memory and cores. Implements workers.device.base.Device."""
 
