@@ -56,7 +56,7 @@ def adopt_orphans() -> None:
 
 
 def await_adoption(parent: int, forked_by: int) -> None:
-    """Return when the process that forked us has ended; `begin_child` then leaves unless `parent` took us over.
+    """Return when the process that forked us has ended; `begin_child` then leaves unless `parent` adopted us.
 
     For who is forked by a short-lived process in the name of that one's parent.
     """
