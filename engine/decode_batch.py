@@ -18,6 +18,7 @@ class DecodeBatch:
 
     def __init__(self) -> None:
         self.members: list[Sequence] = []
+        self.token_lists: list[list[int]] = []  # of each member its token_ids; replaced as `members` is
         self.stop_ids: frozenset[int] = frozenset()  # tokens that end one of the members, perhaps
         self._ids: bytes | None = None
         self._rounds = Rounds()
@@ -52,6 +53,7 @@ class DecodeBatch:
         sequence.follow(self._rounds)
         self.expect(sequence)
         self.members = [*self.members, sequence]
+        self.token_lists = [*self.token_lists, sequence.token_ids]
         self._ids = None
         self._stops[sequence.stop_token_ids] += 1
         if not sequence.stop_token_ids <= self.stop_ids:
@@ -62,8 +64,9 @@ class DecodeBatch:
         if not sequence.is_decoding:
             return
         sequence.follow(None)
-        self.members = self.members.copy()
-        self.members.remove(sequence)
+        place = self.members.index(sequence)
+        self.members = self.members[:place] + self.members[place + 1 :]
+        self.token_lists = self.token_lists[:place] + self.token_lists[place + 1 :]
         self._ids = None
         self._stops[sequence.stop_token_ids] -= 1
         if not self._stops[sequence.stop_token_ids]:
@@ -74,6 +77,8 @@ class DecodeBatch:
         """Raise EngineError unless the members are those of `running` that decode."""
         if {id(one) for one in self.members} != {id(one) for one in running if one.is_decoding}:
             raise EngineError("the decode batch is not made of the running sequences that decode")
+        if [id(one.token_ids) for one in self.members] != [id(one) for one in self.token_lists]:
+            raise EngineError("the decode batch appends tokens to other lists than those of its members")
         if array("q", self.ids).tolist() != [one.seq_id for one in self.members]:
             raise EngineError("the ids of the decode batch are not those of its members")
         if frozenset().union(*(one.stop_token_ids for one in self.members)) != self.stop_ids:

@@ -28,6 +28,7 @@ class Flight:
     now: float  # when it was planned
     step: int = 0  # its number, once it is sent
     decoding: list[Sequence] = field(default_factory=list)  # one token computed, one sampled; never changed
+    token_lists: list[list[int]] = field(default_factory=list)  # of `decoding`: where sampled tokens go
     decoding_ids: bytes = b""  # of `decoding`, as the plan has them
     stop_ids: frozenset[int] = frozenset()  # of any of `decoding`
     ending: list[Sequence] = field(default_factory=list)  # of `decoding`: the sampled token is their last

@@ -122,13 +122,13 @@ class KVManager:
             self._count_slots(sequence)
         return taken
 
-    def grow(self, sequence: Sequence) -> BlockId:
-        """One more block for a decode; there is a free one."""
-        taken = self._take(1)
+    def grow_all(self, sequences: list[Sequence]) -> None:
+        """One more block for each; there are as many free ones."""
+        taken = self._take(len(sequences))
         assert taken is not None
-        sequence.block_ids += taken
-        self._count_slots(sequence)
-        return taken[0]
+        for sequence, block_id in zip(sequences, taken, strict=True):
+            sequence.block_ids.append(block_id)
+            self._count_slots(sequence)
 
     def _count_slots(self, sequence: Sequence) -> None:
         sequence.num_slots = len(sequence.block_ids) * self.block_size

@@ -63,9 +63,12 @@ class Planner:
 
         The admission keeps len(running) within the budget, so there is a token for everyone.
         """
-        batch = self._live.decoding
-        busy = batch.take_due()
-        needy = sorted(busy + filling, key=_seniority) if busy else filling
+        busy = self._live.decoding.take_due()
+        if len(busy) <= self._kv.pool.num_free:
+            self._grow_all(busy, flight)
+            needy = filling
+        else:
+            needy = sorted(busy + filling, key=_seniority)
         num_behind = len(filling)
         for sequence in needy:
             num_behind -= not sequence.is_decoding
@@ -82,14 +85,21 @@ class Planner:
             return []
         return [one for one in live.running if not one.is_decoding and not one.has_all_tokens]
 
+    def _grow_all(self, busy: list[Sequence], flight: Flight) -> None:
+        """Make sure that the next token of each has a slot; there are blocks for all."""
+        flight.grown = [one for one in busy if one.num_computed_tokens >= one.num_slots]
+        self._kv.grow_all(flight.grown)
+        for sequence in flight.grown:
+            self._live.accounts.grow(sequence, sequence.num_computed_tokens)
+
     def _grow(self, sequence: Sequence, flight: Flight) -> None:
-        """Make sure that the next token of a decode has a slot."""
+        """The same for one of them, when blocks are short."""
         if sequence.num_computed_tokens < sequence.num_slots:
             return
         num_computed = sequence.num_computed_tokens
-        if self._kv.pool.num_free or self._make_room(sequence, num_computed + 1, flight):
+        if self._make_room(sequence, num_computed + 1, flight):
             flight.grown.append(sequence)
-            flight.new_blocks += (sequence.seq_id, self._kv.grow(sequence))
+            self._kv.grow_all([sequence])
             self._live.accounts.grow(sequence, num_computed)
 
     def _fill(self, sequence: Sequence, num_behind: int, flight: Flight, budget: StepBudget) -> None:
@@ -102,7 +112,12 @@ class Planner:
     def _decode(self, busy: list[Sequence], flight: Flight) -> None:
         """Everyone who still decodes computes one token and samples the next."""
         batch = self._live.decoding
-        flight.decoding, flight.decoding_ids = batch.members, batch.ids
+        if flight.preempted:
+            flight.grown = [one for one in flight.grown if one.is_decoding]
+        for sequence in flight.grown:
+            flight.new_blocks += (sequence.seq_id, sequence.block_ids[-1])
+        flight.decoding, flight.token_lists = batch.members, batch.token_lists
+        flight.decoding_ids = batch.ids
         flight.stop_ids = batch.stop_ids
         batch.advance()
         for sequence in busy:

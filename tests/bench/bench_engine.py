@@ -1,13 +1,12 @@
 """Host time of one step of the engine: what the ranks would have to wait for.
 
-Method      The real scheduler, step loop and sockets drive one fake rank, a process that takes 5 ms for a
-            step, as a fast GPU does, and answers with one token per sequence. All sequences decode with
-            `--context` tokens of context. Host time is the wall time of a step minus the time the rank was
-            busy: schedule, encode, send, the two ways through the sockets, receive, decode, apply. Publishing
-            the tokens to the api happens while the rank works, as in production, and is listed apart. Steps
-            follow one another; with overlap, the default of the server, most of this time is hidden behind
-            the step before (bench_overlap.py). With --at-once the rank answers as soon as it has read the
-            plan: on few processors it competes with the engine, and publishing many tokens shows.
+Method      The real scheduler, step loop and sockets drive one fake rank, a process that answers at once with
+            one token per sequence. All sequences decode with `--context` tokens of context. Host time is the
+            wall time of a step minus the time the rank was busy: schedule, encode, send, the two ways through
+            the sockets, receive, decode, apply. Publishing the tokens to the api happens while the rank works,
+            as in production, and is listed apart. Steps follow one another; with overlap, the default of the
+            server, most of this time is hidden behind the step before (bench_overlap.py). With --pause the
+            rank takes 5 ms for a step: whoever else uses the processors meanwhile leaves cold caches behind.
 How to read `host` is the figure of the design: median <= 300 us and p99 <= 1 ms at 256 sequences. It suffers
             when other processes use the machine. `cpu` suffers less: it is the processor time of the engine's
             thread per step, publishing included; the columns behind it are its parts: `send` is encoding and
@@ -87,7 +86,7 @@ class Stopwatch:
 class Bench:
     """One engine with `num_sequences` decoding and `num_waiting` queued."""
 
-    command = [*RANK, "device"]
+    command = [*RANK, "big-memory"]
     overlap = False
 
     def __init__(
@@ -174,10 +173,10 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-class PromptBench(Bench):
-    """The rank answers at once."""
+class PausingBench(Bench):
+    """The rank takes 5 ms."""
 
-    command = [*RANK, "big-memory"]
+    command = [*RANK, "device"]
 
 
 PARTS = {
@@ -211,7 +210,7 @@ def measure(arguments: argparse.Namespace, profile: cProfile.Profile | None) -> 
     figures = {}
     for name, num_sequences, num_waiting, caches in rows:
         with tempfile.TemporaryDirectory() as folder:
-            bench = (PromptBench if arguments.at_once else Bench)(
+            bench = (PausingBench if arguments.pause else Bench)(
                 Path(folder), num_sequences, num_waiting, arguments.context, arguments.steps, caches
             )
             figures[name] = report(name, uvloop.run(bench.run(profile)))
@@ -241,7 +240,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--waiting", type=int, default=10_000, help="queue length of the row with one")
-    parser.add_argument("--at-once", action="store_true", help="the rank answers without a pause")
+    parser.add_argument("--pause", action="store_true", help="the rank takes 5 ms for a step")
     parser.add_argument("--profile", action="store_true", help="profile the first row only")
     save_option(parser)
     arguments = parser.parse_args()
@@ -253,7 +252,7 @@ def main() -> None:
     if profile:
         write_profile(profile, arguments)
     elif arguments.save:
-        settings = {"context": arguments.context, "steps": arguments.steps, "at_once": arguments.at_once}
+        settings = {"context": arguments.context, "steps": arguments.steps, "pause": arguments.pause}
         save("engine", figures, settings)
 
 
