@@ -17,7 +17,7 @@ enum class Slot {
   panel,  // dequantised or turned weight rows
   panel_scales,
   wide_panel,  // int4 panels as bytes
-  outputs,  // a tile of products before rounding
+  outputs,     // a tile of products before rounding
   keys,
   values,
   scores,
