@@ -3,10 +3,10 @@
 Method      The real scheduler, step loop and sockets drive one fake rank, a process that answers at once with
             one token per sequence. All sequences decode with `--context` tokens of context. Host time is the
             wall time of a step minus the time the rank was busy: schedule, encode, send, the two ways through
-            the sockets, receive, decode, apply. Publishing the tokens to the api happens while the rank works,
-            as in production, and is listed apart. Steps follow one another; with overlap, the default of the
-            server, most of this time is hidden behind the step before (bench_overlap.py). With --pause the
-            rank takes 5 ms for a step: whoever else uses the processors meanwhile leaves cold caches behind.
+            the sockets, receive, decode, apply. Publishing the tokens to the api happens while the rank
+            works, as in production, and is listed apart. Steps follow one another; with overlap, the default
+            of the server, most of this time is hidden behind the step before (bench_overlap.py). With --pause
+            the rank takes 5 ms for a step: whoever else uses the processors meanwhile leaves cold caches.
 How to read `host` is the figure of the design: median <= 300 us and p99 <= 1 ms at 256 sequences. It suffers
             when other processes use the machine. `cpu` suffers less: it is the processor time of the engine's
             thread per step, publishing included; the columns behind it are its parts: `send` is encoding and
