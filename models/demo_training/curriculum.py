@@ -88,7 +88,7 @@ SMALL_SHARES: dict[str, float] = {
 # (steps, shares) of the stages before the main diet.
 STAGES: tuple[tuple[int, dict[str, float]], ...] = (
     (250, {"first thing": 3, "first digit": 1}),
-    (300, SMALL_SHARES),
+    (240, SMALL_SHARES),
 )
 
 SOURCES: dict[str, Skill] = SKILLS | FIRST_LOOKS | LESSONS

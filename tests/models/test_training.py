@@ -290,6 +290,19 @@ def test_the_export_holds_the_trained_weights_under_published_names(tmp_path, to
     assert {"preprocessor_config.json", "generation_config.json", "tokenizer_config.json"} <= files
 
 
+def test_a_run_can_start_from_exported_weights(tmp_path, tokenizer_folder):
+    trainer = Trainer(_settings(tmp_path / "run", tokenizer_folder))
+    trainer.save()
+    export(tmp_path / "run", tmp_path / "out", mini_model())
+    settings = _settings(tmp_path / "next", tokenizer_folder, seed=9, init_from=str(tmp_path / "out"))
+    started = named_weights(Trainer(settings).model)
+    for name, weight in named_weights(trainer.model).items():
+        if "patch_head" in name:
+            continue  # only training has it
+        expected = weight if ".gate." in name else weight.bfloat16().float()
+        assert_same_bits(started[name].numpy(), expected.numpy(), name)
+
+
 def test_the_server_reads_an_export(tmp_path, tokenizer_folder):
     trainer = Trainer(_settings(tmp_path / "run", tokenizer_folder))
     trainer.save()
