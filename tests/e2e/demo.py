@@ -41,7 +41,8 @@ class Setup:
     @property
     def flags(self) -> tuple[str, ...]:
         return (
-            "--quant", self.format, "--tp", str(self.ranks), "--max-num-batched-tokens", str(self.chunk)
+            "--quant", self.format, "--tp", str(self.ranks), "--max-num-batched-tokens", str(self.chunk),
+            "--kv-cache-memory", "256MiB", "--image-cache", "16MiB", "--max-num-seqs", "32",
         )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def ask_two_questions(page: Page, width: int, height: int, *, dark: bool = False
     """A sample by a click, then one more question with thinking."""
     page.open(**SETTINGS)
     page.emulate(width, height, dark=dark, scale=scale)
-    page.click(".samples li:nth-child(4) .card")
+    page.click(".samples li:nth-child(2) .card")
     page.until_answered()
     page.click("#think")
     page.ask("How many shapes are there?")
