@@ -81,7 +81,7 @@ TABLES: dict[str, Sequence[Row]] = {
             A3B_8L,
         ),
         Row(
-            "28B-A3B whole, wint4, random weights: decode, picture of 640x480 included / resident memory",
+            "28B-A3B whole, wint4, random weights: decode after text / after a picture, resident memory",
             "large",
             lambda f: (
                 f"{f['text']['tokens_per_second']:.1f} / {f['picture']['tokens_per_second']:.1f} tok/s, "
