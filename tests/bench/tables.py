@@ -189,7 +189,8 @@ def _fill(match: re.Match[str], results: Sequence[Result], page: Path) -> str:
 def _pages(root: Path) -> list[Path]:
     folders = (root, *(path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] not in "._"))
     found = [page for folder in folders for page in sorted(folder.glob("*.md"))]
-    return found + sorted(page for name in ("docs", "models", "tests") for page in (root / name).glob("*/**/*.md"))
+    deeper = ("docs", "models", "tests")
+    return found + sorted(page for name in deeper for page in (root / name).glob("*/**/*.md"))
 
 
 if __name__ == "__main__":
