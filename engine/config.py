@@ -14,6 +14,7 @@ import msgspec
 
 Quantization = Literal["auto", "bfloat16", "wint8", "wint4"]
 Dtype = Literal["auto", "bfloat16", "float32"]
+KvCacheDtype = Literal["auto", "bfloat16", "int8"]
 
 
 class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -68,6 +69,7 @@ class ServerConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     gpu_memory_utilization: float = 0.9
     image_cache: int = 256 << 20  # bytes per rank of encoded images that no sequence needs; 0: none
     kv_cache_memory: int = 0  # bytes over all ranks; 0: what the memory plan leaves, see plan_server.py
+    kv_cache_dtype: KvCacheDtype = "auto"  # auto: that of the activations
     swap_space: int = 0  # bytes of host memory over all ranks, for KV blocks that lose their place; 0: none
     kv_canary: bool = False  # ranks check that cached blocks hold what the engine says
 

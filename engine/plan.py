@@ -26,7 +26,7 @@ from engine.model_config import ModelConfig, check_tensor_parallel
 from engine.plan_activations import largest_media_patches, step_bytes, vision_bytes
 from engine.plan_gpu import driver_bytes, gpu_step_bytes
 from engine.plan_machine import Machine
-from engine.plan_weights import Dtype, kv_bytes_per_token, weight_bytes
+from engine.plan_weights import Dtype, KvDtype, kv_bytes_per_token, kv_dtype_of, weight_bytes
 
 SHORTEST_CONTEXT = 2048  # below this a context that nobody asked for is not worth serving
 _WORLDS = (1, 2, 4, 8, 16)
@@ -52,6 +52,7 @@ class Plan:
     vision: int
     image_cache: int
     swap_space: int  # for KV blocks, where the host's memory is the device's
+    kv_dtype: KvDtype
     block_bytes: int  # of one KV block
     given_kv: int  # what --kv-cache-memory asks for; 0: chosen here
 
@@ -110,10 +111,14 @@ class Plan:
 
 
 def make_plan(config: ServerConfig, model: ModelConfig, machine: Machine) -> Plan:
-    """The plan of settled settings (engine/settle.py). Raises ConfigError when ranks do not divide it."""
+    """The plan of settled settings (engine/settle.py). Raises ConfigError when ranks do not divide it.
+
+    Also when the types of activations and KV cache do not go together.
+    """
     world = config.tensor_parallel_size
     check_tensor_parallel(model, world)
     dtype: Dtype = model.dtype if config.dtype == "auto" else config.dtype
+    kv_dtype = kv_dtype_of(config, dtype)
     step_tokens = config.max_num_batched_tokens
     samples = min(config.max_num_seqs, step_tokens)
     patches = largest_media_patches(model.vision, config.mm_processor_kwargs)
@@ -125,6 +130,7 @@ def make_plan(config: ServerConfig, model: ModelConfig, machine: Machine) -> Pla
             model,
             world,
             dtype,
+            kv_dtype,
             num_tokens=step_tokens,
             num_sequences=samples,
             sequence_tokens=config.max_model_len,
@@ -145,7 +151,8 @@ def make_plan(config: ServerConfig, model: ModelConfig, machine: Machine) -> Pla
         vision=vision_bytes(model, patches, dtype),
         image_cache=config.image_cache if model.vision is not None else 0,
         swap_space=config.swap_space // world if machine.is_host else 0,
-        block_bytes=kv_bytes_per_token(model, world, dtype) * config.block_size,
+        kv_dtype=kv_dtype,
+        block_bytes=kv_bytes_per_token(model, world, kv_dtype) * config.block_size,
         given_kv=config.kv_cache_memory // world,
     )
 

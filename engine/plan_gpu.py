@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from engine.model_config import ModelConfig
 from engine.plan_activations import step_bytes
-from engine.plan_weights import Dtype, kv_bytes_per_token
+from engine.plan_weights import Dtype, KvDtype, kv_bytes_per_token
 
 # Attention of a sequence that decodes has a piece per so many keys, of so many rows; of a longer one too.
 _SHORT_KEYS, _SHORT_ROWS = 256, 16
@@ -25,6 +25,7 @@ def gpu_step_bytes(
     model: ModelConfig,
     world: int,
     dtype: Dtype,
+    kv_dtype: KvDtype,
     *,
     num_tokens: int,
     num_sequences: int,
@@ -34,7 +35,7 @@ def gpu_step_bytes(
     """For steps of `num_tokens` or of `num_sequences` that decode; KV fills `free` bytes at most."""
     kv_heads = max(model.num_kv_heads // world, 1)
     partial = kv_heads * (model.head_dim + 2) * 4
-    kv_tokens = _SHARED_PREFIXES * max(free, 0) // kv_bytes_per_token(model, world, dtype)
+    kv_tokens = _SHARED_PREFIXES * max(free, 0) // kv_bytes_per_token(model, world, kv_dtype)
     decoded = min(num_sequences * sequence_tokens, kv_tokens)
     short = (num_sequences + decoded // _SHORT_KEYS) * (_PIECE + _SHORT_ROWS * partial)
 

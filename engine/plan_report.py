@@ -56,6 +56,7 @@ def as_json(plan: Plan, others: Iterable[Plan] = ()) -> dict[str, Any]:
             "room_for_kv_cache": plan.room,
         },
         "kv_cache": {
+            "dtype": plan.kv_dtype,
             "blocks": plan.num_blocks,
             "block_size": plan.block_size,
             "tokens": plan.kv_tokens,
@@ -110,7 +111,8 @@ def _rows(parts: Sequence[tuple[str, int]], total_name: str, total: int) -> list
 
 def _verdict(plan: Plan) -> str:
     if plan.fits:
-        return f"fits: KV cache of {plan.num_blocks} blocks, {plan.kv_tokens:,} tokens"
+        kind = "int8 KV cache" if plan.kv_dtype == "int8" else "KV cache"
+        return f"fits: {kind} of {plan.num_blocks} blocks, {plan.kv_tokens:,} tokens"
     if plan.room < 0:
         return f"does not fit: a rank lacks {gib(-plan.room)} for weights and buffers alone"
     if plan.given_kv and plan.num_blocks > plan.max_blocks:

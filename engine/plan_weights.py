@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from engine.config import Quantization
+from engine.config import Quantization, ServerConfig
 from engine.errors import ConfigError
 from engine.model_config import ModelConfig, VisionConfig
 
 Dtype = Literal["float32", "bfloat16"]
+KvDtype = Literal["float32", "bfloat16", "int8"]
 
-DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2}
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 _SCALE_BYTES = 2
 _GROUPS = (64, 32)  # inputs that share one int4 scale, best first
 
@@ -67,9 +68,23 @@ def weight_bytes(
     return {name: count for name, count in (found | {"scales": scales}).items() if count}
 
 
-def kv_bytes_per_token(model: ModelConfig, world: int, dtype: Dtype = "bfloat16") -> int:
-    """Keys and values of one token in all layers, on one rank."""
-    return 2 * model.num_layers * _kv_heads(model, world) * model.head_dim * DTYPE_BYTES[dtype]
+def kv_dtype_of(config: ServerConfig, dtype: Dtype) -> KvDtype:
+    """What keys and values are kept in beside activations of `dtype`.
+
+    Raises ConfigError for bfloat16 beside float32: attention reads what it computes in, or int8.
+    """
+    if config.kv_cache_dtype == "bfloat16" and dtype == "float32":
+        raise ConfigError(
+            "--kv-cache-dtype bfloat16 does not go with float32 activations: leave it out, take int8, or "
+            "give --dtype bfloat16"
+        )
+    return "int8" if config.kv_cache_dtype == "int8" else dtype
+
+
+def kv_bytes_per_token(model: ModelConfig, world: int, dtype: KvDtype = "bfloat16") -> int:
+    """Keys and values of one token in all layers, on one rank; int8 with their scales."""
+    head = model.head_dim * DTYPE_BYTES[dtype] + (_SCALE_BYTES if dtype == "int8" else 0)
+    return 2 * model.num_layers * _kv_heads(model, world) * head
 
 
 def _vocabulary(model: ModelConfig, world: int) -> int:

@@ -26,6 +26,8 @@ _SHARED_PER_RANK = 1 << 20
 _NAME_BYTES = 96
 _OLDEST = (8, 0)  # compute capability that the kernels need; workers/device/driver.py asks again
 
+_INT8_BLOCK = 8  # tokens of the smallest block that attention over an int8 cache reads
+
 
 class _NvmlMemory(ctypes.Structure):
     _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
@@ -45,6 +47,10 @@ def choose_device(config: ServerConfig) -> tuple[ServerConfig, list[str]]:
         if config.dtype == "float32":
             raise ConfigError("--dtype float32 is for CPUs; GPUs compute in bfloat16: leave --dtype out")
         config = msgspec.structs.replace(config, dtype="bfloat16")
+    if config.device == "gpu" and config.kv_cache_dtype == "int8" and config.block_size < _INT8_BLOCK:
+        raise ConfigError(
+            f"--kv-cache-dtype int8 needs --block-size {_INT8_BLOCK} or more on GPUs, got {config.block_size}"
+        )
     return config, notes
 
 

@@ -1,7 +1,8 @@
 """The KV tensors of one rank, and how many blocks fit.
 
 Which sequence holds which block is the engine's business; here a block is only a place. Slots that were never
-written hold arbitrary bits, NaN included.
+written hold arbitrary bits, NaN included. An int8 cache has a bf16 scale per token and head beside it, by the
+rule in cuda_ops/README.md.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from workers.device.base import BYTES_PER_ELEMENT, Device, DtypeName, Tensor
 from workers.lasting_memory import lasting
 from workers.parallel import Share
 
+_SCALE_DTYPE: DtypeName = "bfloat16"
+
 
 @dataclass(slots=True)
 class KvCache:
-    """Keys and values of every layer: [num_blocks, kv heads of this rank, block_size, head_dim]."""
+    """Keys and values of every layer: [num_blocks, kv heads of this rank, block_size, head_dim].
 
-    layers: list[tuple[Tensor, Tensor]]
+    Of an int8 cache each layer also has the scales of its keys and of its values, [num_blocks, kv heads,
+    block_size] bf16.
+    """
+
+    layers: list[tuple[Tensor, ...]]
 
     @property
     def block_size(self) -> int:
@@ -41,16 +48,20 @@ class KvCache:
         num_blocks: int,
         block_size: int,
     ) -> KvCache:
-        shape = (num_blocks, share.num_kv_heads, block_size, model.head_dim)
-        return cls(
-            [(lasting(device, shape, dtype), lasting(device, shape, dtype)) for _ in range(model.num_layers)]
-        )
+        """`dtype` is that of keys and values: the activations' or int8."""
+        slots = (num_blocks, share.num_kv_heads, block_size)
+        parts: list[tuple[tuple[int, ...], DtypeName]] = [((*slots, model.head_dim), dtype)] * 2
+        if dtype == "int8":
+            parts += [(slots, _SCALE_DTYPE)] * 2
+        return cls([tuple(lasting(device, *part) for part in parts) for _ in range(model.num_layers)])
 
 
 def block_bytes(model: ModelConfig, share: Share, dtype: DtypeName, block_size: int) -> int:
-    """Bytes of one block on one rank: keys and values of all layers."""
-    per_token = 2 * model.num_layers * share.num_kv_heads * model.head_dim * BYTES_PER_ELEMENT[dtype]
-    return per_token * block_size
+    """Bytes of one block on one rank: keys and values of all layers, with their scales."""
+    per_head = model.head_dim * BYTES_PER_ELEMENT[dtype]
+    if dtype == "int8":
+        per_head += BYTES_PER_ELEMENT[_SCALE_DTYPE]
+    return 2 * model.num_layers * share.num_kv_heads * per_head * block_size
 
 
 def blocks_that_fit(config: ServerConfig, model: ModelConfig, share: Share, dtype: DtypeName) -> int:

@@ -49,6 +49,13 @@ def activation_dtype(config: ServerConfig, model: ModelConfig) -> Literal["float
     return model.dtype if config.dtype == "auto" else config.dtype
 
 
+def kv_cache_dtype(
+    config: ServerConfig, dtype: Literal["float32", "bfloat16"]
+) -> Literal["float32", "bfloat16", "int8"]:
+    """Of keys and values beside activations of `dtype`; what does not go with it was refused by the plan."""
+    return "int8" if config.kv_cache_dtype == "int8" else dtype
+
+
 def head_format(quantization: Quantization, dtype: Literal["float32", "bfloat16"], is_gpu: bool) -> Format:
     """The format of the head; what it is tied to keeps the activation dtype."""
     return Format(dtype if is_gpu or quantization in ("auto", "bfloat16") else "int8")

@@ -65,6 +65,7 @@ class Runner:
         *,
         num_blocks: int,
         block_size: int,
+        kv_dtype: DtypeName | None = None,
         num_token_ids: int = 0,
         image_cache: int = 0,
         num_host_blocks: int = 0,
@@ -75,6 +76,7 @@ class Runner:
     ) -> None:
         """Allocates the KV cache, and on a GPU records decode steps.
 
+        kv_dtype        of the KV cache; None for the activations'
         num_token_ids   ids the tokenizer knows, 0 for the whole vocabulary
         image_cache     bytes of encoded images that may stay when no sequence needs them
         num_host_blocks places in host memory for KV blocks
@@ -90,7 +92,7 @@ class Runner:
         self._device = device
         self._block_size = block_size
         self._sequences = Sequences()
-        self._kv = KvCache.allocate(device, model, share, dtype, num_blocks, block_size)
+        self._kv = KvCache.allocate(device, model, share, kv_dtype or dtype, num_blocks, block_size)
         self._swap = SwapSpace(device, self._kv, num_host_blocks)
         self._canary = KvCanary(block_size) if kv_canary else None
         self._runnable = ErnieVl(model, weights, device, dtype, on_progress)

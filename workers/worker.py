@@ -43,7 +43,7 @@ from workers.loader import load_weights
 from workers.model.weights import ModelWeights, resident_bytes
 from workers.parallel import share_of
 from workers.pulse import PatientGroup, Pulse
-from workers.quant import activation_dtype
+from workers.quant import activation_dtype, kv_cache_dtype
 from workers.runner import Runner
 from workers.running_step import RunningStep
 from workers.swap import host_blocks_that_fit
@@ -139,10 +139,11 @@ class Worker:
         device = open_device(config, self._rank, self._open_group)
         cuda_ops.set_num_threads(threads_per_rank(config))
         dtype = activation_dtype(config, model)
+        kv_dtype = kv_cache_dtype(config, dtype)
         weights, weight_bytes = self._load(model, device)
-        num_blocks = blocks_that_fit(config, model, share, dtype)
+        num_blocks = blocks_that_fit(config, model, share, kv_dtype)
         seconds = time.monotonic() - began
-        num_host_blocks = host_blocks_that_fit(config, model, share, dtype)
+        num_host_blocks = host_blocks_that_fit(config, model, share, kv_dtype)
         self._link.send(
             RankLoaded(self._rank, num_blocks, weight_bytes, seconds, device.name, num_host_blocks)
         )
@@ -158,6 +159,7 @@ class Worker:
             self._run.media,
             num_blocks=start.num_blocks,
             block_size=config.block_size,
+            kv_dtype=kv_dtype,
             num_token_ids=count_token_ids(Path(config.tokenizer or config.model)),
             image_cache=config.image_cache,
             num_host_blocks=start.num_host_blocks,

@@ -107,6 +107,11 @@ def test_spellings_of_the_quantisation(typed, meant):
     assert parse(f"--quant {typed}").config.quantization == meant
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "bfloat16", "int8"])
+def test_types_of_the_kv_cache(kv_cache_dtype):
+    assert parse(f"--kv-cache-dtype {kv_cache_dtype}").config.kv_cache_dtype == kv_cache_dtype
+
+
 @pytest.mark.parametrize(
     ("flag", "on"), [("--enable-chunked-prefill", True), ("--no-enable-chunked-prefill", False)]
 )
@@ -163,6 +168,7 @@ def test_api_keys_come_from_flags_or_else_from_the_environment():
         ("--rank-timeout 0", "--rank-timeout: '0': expected a number of seconds above 0"),
         ("--swap-space four", "--swap-space: 'four': expected a number"),
         ("--kv-cache-memory 4GB/s", "--kv-cache-memory: '4GB/s': expected a number"),
+        ("--kv-cache-dtype fp8", "--kv-cache-dtype: 'fp8': expected auto, bfloat16 or int8"),
         ("--max-num-seqs -3", "--max-num-seqs: '-3': expected a number from 1 to 4096"),
         (
             "--quant wint3",

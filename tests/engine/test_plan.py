@@ -96,6 +96,7 @@ def test_token_has_the_kv_bytes_of_the_specification():
     assert kv_bytes_per_token(model_of(VL_424B), 8) == 27_648
     assert kv_bytes_per_token(model_of(VL_424B), 16) == 27_648  # kv heads are copied, not cut further
     assert kv_bytes_per_token(model_of(VL_28B), 1) == 57_344
+    assert kv_bytes_per_token(model_of(VL_28B), 1, "int8") == 57_344 // 2 + 28 * 2 * 4 * 2  # scales of bf16
 
 
 # what fits ----------------------------------------------------------------------------------------
@@ -185,6 +186,27 @@ def test_kv_cache_on_a_host_is_what_sequences_can_use_or_what_was_asked(given: i
     )
     assert plan.num_blocks == blocks
     assert plan.fits
+
+
+@pytest.mark.parametrize(
+    ("device", "given"), [("cpu-64g", 3 * GIB), ("h200", 0)], ids=["what was asked", "what is left"]
+)
+def test_int8_kv_cache_holds_nearly_twice_the_tokens(device: str, given: int):
+    """Of heads of 128 values, with 2 bytes of scale each: 256 bytes become 130."""
+    plain, int8 = (
+        plan_of(VL_28B, device, quantization="wint4", kv_cache_memory=given, max_model_len=8192, **changes)
+        for changes in ({}, {"kv_cache_dtype": "int8"})
+    )
+    assert int8.kv_tokens / plain.kv_tokens == pytest.approx(256 / 130, rel=0.01)
+    assert "fits: int8 KV cache of" in table(int8) and "int8" not in table(plain)
+    assert [as_json(plan)["kv_cache"]["dtype"] for plan in (plain, int8)] == ["bfloat16", "int8"]
+
+
+def test_bfloat16_kv_cache_beside_float32_activations_is_refused():
+    plan_of(VL_28B, "h200", kv_cache_dtype="bfloat16")
+    with pytest.raises(ConfigError, match="leave it out, take int8, or give --dtype bfloat16"):
+        plan_of(VL_28B, "cpu-64g", dtype="float32", kv_cache_dtype="bfloat16")
+    assert plan_of(VL_28B, "cpu-64g", dtype="float32", kv_cache_dtype="int8").kv_dtype == "int8"
 
 
 def test_kv_cache_larger_than_the_room_is_refused():

@@ -119,3 +119,10 @@ def test_auto_takes_gpus_where_there_are_enough_and_a_framework_for_them(gpus: C
 def test_gpus_do_not_compute_in_fp32():
     with pytest.raises(ConfigError, match="--dtype float32 is for CPUs"):
         choose_device(ServerConfig(device="gpu", dtype="float32"))
+
+
+def test_gpus_read_int8_kv_in_blocks_of_at_least_eight_tokens():
+    choose_device(ServerConfig(device="gpu", kv_cache_dtype="int8", block_size=8))
+    choose_device(ServerConfig(device="cpu", kv_cache_dtype="int8", block_size=7))
+    with pytest.raises(ConfigError, match="int8 needs --block-size 8 or more on GPUs, got 7"):
+        choose_device(ServerConfig(device="gpu", kv_cache_dtype="int8", block_size=7))

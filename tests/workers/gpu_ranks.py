@@ -46,9 +46,10 @@ class GpuRanks:
         quantization: str = "wint4",
         limits: StepLimits = LIMITS,
         has_graphs: bool = True,
+        block_size: int = BLOCK_SIZE,
         **runner_options: Any,
     ) -> None:
-        self.block_size, self.num_blocks = BLOCK_SIZE, 64
+        self.block_size, self.num_blocks = block_size, 64
         self.cudas = [FakeCuda(world) for _ in range(world)]
         self.devices: list[Device] = []
         config = ServerConfig(

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.messages import SamplingParams
+from engine.messages import Chunk, NewSequence, SamplingParams, StepPlan
 from engine.model_config import ModelConfig
 from tests.checks import assert_close
 from tests.conftest import Rand
 from tests.workers.builders import Prompt, RawWeights, make_prompt, make_raw_weights, make_tiny_config
-from tests.workers.ranks import GREEDY, Driver, Ranks
+from tests.workers.ranks import BLOCK_SIZE, GREEDY, Driver, Ranks, tokens_of
 
 RANDOM = SamplingParams(
     max_tokens=100, temperature=0.9, top_p=0.9, top_k=50, seed=11, num_logprobs=5, repetition_penalty=1.2
@@ -46,11 +46,14 @@ class World:
         return bits
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=["float32", "bfloat16", "bfloat16 with int8 KV"])
 def world(request: pytest.FixtureRequest, rand: Rand, media_folder: Path) -> World:
-    config = make_tiny_config(dtype=request.param, num_shared_experts=1)
+    dtype, *cache = request.param.split(" with ")
+    config = make_tiny_config(dtype=dtype, num_shared_experts=1)
     raw = make_raw_weights(config, rand)
-    return World(rand, media_folder, config, raw, Ranks(config, raw, media_folder, num_blocks=512))
+    kv_dtype = "int8" if cache else None
+    ranks = Ranks(config, raw, media_folder, num_blocks=512, num_host_blocks=8, kv_dtype=kv_dtype)
+    return World(rand, media_folder, config, raw, ranks)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, RANDOM], ids=["greedy", "random"])
@@ -128,6 +131,30 @@ def test_sequence_continues_from_cached_blocks(world: World):
     second = driver.add_with_cached_blocks(prompt, source=first, num_blocks=2)
     driver.generate([second], 4)
     assert driver.bits(second) == driver.bits(first), world.rand
+
+
+def test_sequence_continues_from_blocks_that_were_in_host_memory(world: World):
+    """As after a prefix hit in the swap space: out, overwritten, and back into other blocks."""
+    prompt = world.prompt(MIXED)
+    expected = world.alone(prompt, 1)
+    length = len(prompt.token_ids)
+    blocks = list(range(-(-length // BLOCK_SIZE)))
+    filling, spoiling, going_on = (1 << 40, (1 << 40) + 1, (1 << 40) + 2)  # ids that no driver gives
+
+    def new(seq_id: int, num_cached: int = 0) -> NewSequence:
+        return NewSequence(seq_id, prompt.token_ids, length, GREEDY, prompt.media, num_cached)
+
+    run = world.ranks.run
+    run(StepPlan(0, [Chunk(filling, length, blocks, False)], [new(filling)]))
+    run(StepPlan(1, dropped=[filling], swap_out=[(0, 6), (1, 2)]))
+    run(StepPlan(2, [Chunk(spoiling, length, blocks[::-1], False)], [new(spoiling)]))
+    rest = Chunk(going_on, length - 2 * BLOCK_SIZE, [100, 101, *blocks[2:]], True)
+    plan = StepPlan(3, [rest], [new(going_on, 2 * BLOCK_SIZE)], [spoiling], swap_in=[(6, 100), (2, 101)])
+    (token,) = tokens_of(run(plan), plan)
+    run(StepPlan(4, dropped=[going_on]))
+    assert token.logprobs is not None
+    found = (token.token_id, token.logprobs.logprob, *token.logprobs.top_ids, *token.logprobs.top_logprobs)
+    assert [found] == expected, world.rand
 
 
 # ranks --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from engine.config import ServerConfig
 from tests.checks import assert_close
@@ -13,6 +14,7 @@ from tests.workers.builders import make_prompt
 from tests.workers.fake_cuda import streamed_ops
 from tests.workers.gpu_ranks import GpuRanks, make_gpu_config
 from tests.workers.ranks import BLOCK_SIZE, Driver
+from workers.device.base import DtypeName
 from workers.device.paddle import PaddleCpu
 from workers.loader import load_weights
 from workers.runner import Runner
@@ -23,16 +25,29 @@ class CpuRank:
 
     block_size, num_blocks = BLOCK_SIZE, 64
 
-    def __init__(self, folder: Path, quantization: str) -> None:
+    def __init__(self, folder: Path, quantization: str, kv_dtype: DtypeName) -> None:
         device, model = PaddleCpu(), make_gpu_config()
         config = ServerConfig(load_format="dummy", quantization=quantization, load_threads=1)  # type: ignore[arg-type]
         weights = load_weights(config, model, device, 0, 1)
         self.run = Runner(
-            model, weights, device, "bfloat16", folder, num_blocks=self.num_blocks, block_size=self.block_size
+            model,
+            weights,
+            device,
+            "bfloat16",
+            folder,
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            kv_dtype=kv_dtype,
         ).run
 
 
-def test_a_gpu_means_what_a_cpu_means(rand: Rand, media_folder: Path):
+@pytest.mark.parametrize(
+    ("quantization", "kv_dtype", "tolerance"),
+    [("bfloat16", "bfloat16", 0.06), ("wint4", "bfloat16", 0.25), ("bfloat16", "int8", 0.06)],
+)
+def test_a_gpu_means_what_a_cpu_means(
+    rand: Rand, media_folder: Path, quantization: str, kv_dtype: DtypeName, tolerance: float
+):
     """Beside bf16 weights both differ in the order of sums; beside int4 and int8 ones a CPU rounds more."""
     prompt = make_prompt(rand, make_gpu_config(), media_folder, [3, (1, 4, 6), 2])
 
@@ -44,8 +59,10 @@ def test_a_gpu_means_what_a_cpu_means(rand: Rand, media_folder: Path):
         ((_, logprob, *top),) = driver.bits(seq_id)
         return np.array([logprob, *top[8:]], np.float32)
 
-    for quantization, tolerance in (("bfloat16", 0.06), ("wint4", 0.25)):
-        expected = best_logprobs(CpuRank(media_folder, quantization))
-        with streamed_ops():
-            actual = best_logprobs(GpuRanks(make_gpu_config(), media_folder, quantization=quantization))
-        assert_close(actual, expected, tolerance, f"{quantization}, {rand}")
+    expected = best_logprobs(CpuRank(media_folder, quantization, kv_dtype))
+    with streamed_ops():
+        gpu = GpuRanks(
+            make_gpu_config(), media_folder, quantization=quantization, kv_dtype=kv_dtype, block_size=8
+        )
+        actual = best_logprobs(gpu)
+    assert_close(actual, expected, tolerance, f"{rand}")

@@ -90,6 +90,15 @@ def test_recorded_steps_give_the_bits_of_steps_issued_op_by_op(
     assert ranks.cudas[0].num_launches == launched + 2  # three sequences in a graph of four
 
 
+def test_int8_kv_gives_recorded_steps_in_company_the_bits_of_a_sequence_alone(
+    rand: Rand, folder: Path, prompts: list[Prompt]
+):
+    plain = GpuRanks(MODEL, folder, has_graphs=False, kv_dtype="int8", block_size=8)
+    expected = [outputs(plain, [prompt], 3, RANDOM)[0] for prompt in prompts]
+    recorded = GpuRanks(MODEL, folder, kv_dtype="int8", block_size=8)
+    assert outputs(recorded, prompts, 3, RANDOM) == expected, rand
+
+
 def test_frameworks_give_the_same_bits(rand: Rand, folder: Path, ranks: GpuRanks, prompts: list[Prompt]):
     """Of text; an image goes through each framework's own products."""
     torch = GpuRanks(MODEL, folder, framework=torch_gpu())
@@ -312,6 +321,7 @@ def test_memory_plan_covers_what_a_rank_takes_for_its_steps(
     predicted = step_bytes(MODEL, 1, *limits, "bfloat16") + gpu_step_bytes(
         MODEL,
         1,
+        "bfloat16",
         "bfloat16",
         num_tokens=LIMITS.num_tokens,
         num_sequences=LIMITS.num_sequences,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.conftest import Rand
 from tests.workers.builders import make_prompt
 from tests.workers.checkpoints import load
 from workers.device.base import BYTES_PER_ELEMENT
+from workers.device.host import dtype_of
 from workers.device.paddle import PaddleCpu
 from workers.kv_cache import KvCache, blocks_that_fit
 from workers.model.weights import resident_bytes
@@ -35,15 +37,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("world", [1, 2, 8])
 @pytest.mark.parametrize("quantization", ["bfloat16", "wint8", "wint4"])
-def test_predicted_bytes_are_the_allocated_ones(checkpoint: Path, quantization: str, world: int):
+def test_predicted_bytes_are_the_allocated_ones(
+    checkpoint: Path, quantization: str, world: int, kv_dtype: Literal["bfloat16", "int8"]
+):
     given = ServerConfig(
         model=str(checkpoint),
         quantization=quantization,  # type: ignore[arg-type]
         tensor_parallel_size=world,
         dtype="bfloat16",
         kv_cache_memory=64 << 20,
+        kv_cache_dtype=kv_dtype,
     )
     model = decide_by_tensors(read_model_config(checkpoint), checkpoint)
     config, _ = settle(given, model, checkpoint)
@@ -54,9 +60,12 @@ def test_predicted_bytes_are_the_allocated_ones(checkpoint: Path, quantization: 
     share = share_of(model, rank, world)
     weights = load(checkpoint, rank, world, quantization=quantization, dtype="bfloat16")
     kv = KvCache.allocate(
-        PaddleCpu(), model, share, "bfloat16", blocks_that_fit(config, model, share, "bfloat16"), 64
+        PaddleCpu(), model, share, kv_dtype, blocks_that_fit(config, model, share, kv_dtype), 64
     )
-    kv_bytes = sum(2 * prod(tensor.shape) for layer in kv.layers for tensor in layer)
+    kv_bytes = sum(
+        prod(tensor.shape) * BYTES_PER_ELEMENT[dtype_of(tensor)] for layer in kv.layers for tensor in layer
+    )
+    assert kv_bytes == plan.num_blocks * plan.block_bytes
     allocated = resident_bytes(weights) + kv_bytes
     assert allocated == pytest.approx(predicted, rel=0.02)
     assert resident_bytes(weights) == plan.weight_total  # without KV to hide in, to the byte

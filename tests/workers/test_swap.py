@@ -14,6 +14,7 @@ from engine.messages import Chunk, NewSequence, StepPlan
 from tests.conftest import Rand
 from tests.workers.builders import make_prompt, make_raw_weights, make_tiny_config
 from tests.workers.ranks import BLOCK_SIZE, GREEDY, Ranks
+from workers.device.host import dtype_of
 from workers.device.paddle import PaddleCpu
 from workers.kv_cache import KvCache, block_bytes
 from workers.parallel import share_of
@@ -28,7 +29,8 @@ def make_cache(rand: Rand, dtype: str, num_blocks: int) -> tuple[PaddleCpu, KvCa
     device = PaddleCpu()
     kv = KvCache.allocate(device, MODEL, SHARE, dtype, num_blocks, BLOCK_SIZE)  # type: ignore[arg-type]
     for tensor in tensors_of(kv):
-        device.write(tensor, rand.normal(*tensor.shape))
+        values = rand.normal(*tensor.shape)
+        device.write(tensor, (20 * values).astype(np.int8) if dtype_of(tensor) == "int8" else values)
     return device, kv, bits_of(device, kv)
 
 
@@ -40,7 +42,7 @@ def bits_of(device: PaddleCpu, kv: KvCache) -> list[np.ndarray]:
     return [device.host_bits(tensor).copy() for tensor in tensors_of(kv)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_block_comes_back_elsewhere_with_the_same_bits_and_touches_no_other(rand: Rand, dtype: str):
     device, kv, before = make_cache(rand, dtype, num_blocks=6)
     space = SwapSpace(device, kv, num_blocks=3)

@@ -33,6 +33,7 @@ from tests.workers.engine_side import ROOT, EngineSide, open_engine_side, runnin
 
 GOLDEN = golden_model()
 BLOCK_BYTES = 2 * GOLDEN.num_layers * GOLDEN.num_kv_heads * GOLDEN.head_dim * 4 * 64  # fp32, 64 tokens
+INT8_MORE = GOLDEN.head_dim * 4 / (GOLDEN.head_dim + 2)  # so many times the blocks
 SAMPLING = SamplingParams(max_tokens=10, temperature=0.0, num_logprobs=2)
 
 
@@ -52,14 +53,19 @@ def start_serving(engine: EngineSide) -> None:
     engine.receive_all(RankReady)
 
 
-def test_two_ranks_shake_hands_serve_steps_and_leave(checkpoint: ServerConfig):
-    with running_ranks(checkpoint, tensor_parallel_size=2, swap_space=4 * BLOCK_BYTES) as engine:
+@pytest.mark.parametrize(("kv_cache_dtype", "more"), [("auto", 1.0), ("int8", INT8_MORE)])
+def test_two_ranks_shake_hands_serve_steps_and_leave(
+    checkpoint: ServerConfig, kv_cache_dtype: str, more: float
+):
+    settings = {"swap_space": 4 * BLOCK_BYTES, "kv_cache_dtype": kv_cache_dtype}
+    with running_ranks(checkpoint, tensor_parallel_size=2, **settings) as engine:
         hellos = engine.receive_all(RankHello)
         assert [(hello.rank, hello.pid) for hello in hellos] == list(
             enumerate(p.pid for p in engine.processes)
         )
         loaded = engine.receive_all(RankLoaded)
-        assert [(rank.max_blocks, rank.max_host_blocks) for rank in loaded] == [(16, 4), (16, 4)]
+        blocks = int(16 * more), int(4 * more)
+        assert [(rank.max_blocks, rank.max_host_blocks) for rank in loaded] == [blocks, blocks]
         assert loaded[0].weight_bytes == loaded[1].weight_bytes > 1_000_000
         assert loaded[0].device == "cpu"
         engine.send(StartServing(num_blocks=8, num_host_blocks=4))

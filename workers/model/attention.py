@@ -50,16 +50,19 @@ class Attention:
         x: Tensor,
         batch: Batch,
         cos_sin: Tensor,
-        kv: tuple[Tensor, Tensor],
+        kv: tuple[Tensor, ...],
         out: Tensor,
     ) -> None:
-        """out [M, H] = attention of the normalised x [M, H]; writes the batch's keys and values to `kv`."""
-        context, (k_cache, v_cache), m = self._context, kv, batch.num_tokens
+        """out [M, H] = attention of the normalised x [M, H]; writes the batch's keys and values to `kv`.
+
+        `kv` is one of KvCache.layers.
+        """
+        context, (k_cache, v_cache, *scales), m = self._context, kv, batch.num_tokens
         qkv = context.take("attention.qkv", m, self._qkv_width)
         context.device.linear(x, weights.qkv, qkv)
 
         q = context.take("attention.q", m, self._num_q_heads, self._head_dim)
-        cuda_ops.rope_write_kv(qkv, cos_sin, batch.slots, k_cache, v_cache, q)
+        cuda_ops.rope_write_kv(qkv, cos_sin, batch.slots, k_cache, v_cache, q, *scales)
 
         heads = context.take("attention.heads", m, self._num_q_heads * self._head_dim)
         cuda_ops.paged_attention(
@@ -72,6 +75,7 @@ class Attention:
             self._scale,
             heads,
             self._plan,
+            *scales,
         )
         context.device.linear(heads, weights.o_proj, out)
         context.device.all_reduce(out)
