@@ -40,7 +40,7 @@ class Guides:
                 follower = self._followers.get(sequence)
                 if follower is None:
                     follower = self._followers[sequence] = Follower(self._tokens, sequence.sampling.guide)
-                follower.read(sequence.tokens.view()[sequence.num_prompt_tokens :].tolist())
+                follower.read(sequence.tokens.view()[sequence.num_prompt_tokens :])
                 follower.write(row)
         return rows
 
@@ -81,9 +81,9 @@ class Follower:
         self._is_over = False  # an end token came, or the grammar failed
         self._num_read = 0
 
-    def read(self, output: list[int]) -> None:
-        """Take in the generated tokens that are new since the last call."""
-        for token_id in output[self._num_read :]:
+    def read(self, output: np.ndarray) -> None:
+        """Take in those of the generated tokens, [n] int32, that are new since the last call."""
+        for token_id in output[self._num_read :].tolist():
             self._step(token_id)
         self._num_read = len(output)
 
