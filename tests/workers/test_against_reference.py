@@ -59,8 +59,10 @@ def test_text_models_run_through_the_same_code(rand: Rand, media_folder: Path, m
 
 
 def test_bfloat16_stays_close_to_the_reference(rand: Rand, media_folder: Path):
-    config = make_tiny_config(dtype="bfloat16")
-    check_against_reference(rand, media_folder, config, PROMPTS["image and video"], tolerance=0.6)
+    """Every token takes all experts, so that a rounding moves a weight but never switches an expert."""
+    config = make_tiny_config(dtype="bfloat16", moe_top_k=4)
+    assert config.moe_top_k == config.num_experts
+    check_against_reference(rand, media_folder, config, PROMPTS["image and video"], tolerance=0.15)
 
 
 def check_against_reference(
