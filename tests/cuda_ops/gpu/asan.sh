@@ -7,6 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 python="${OCTET_VENV:-$PWD/.venv}/bin/python"
 runtime="$("$python" -c 'from cuda_ops.emulator import address_sanitizer_runtime as find; print(find() or "")')"
 [[ -n "$runtime" ]] || { echo 'the compiler has no AddressSanitizer runtime: nothing was run'; exit 0; }
+# It looks for the function that throws when it starts, long before Python loads a C++ library.
+runtime+=" $("${CXX:-g++}" -print-file-name=libstdc++.so.6)"
 here=tests/cuda_ops/gpu
 OCTET_EMULATOR_SANITIZE=address ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 PYTHONMALLOC=malloc LD_PRELOAD="$runtime" \
   exec "$python" -m pytest -q --capture=sys "$@" "$here"/test_{attention,attention_int8,linear,moe,row_kernels,quantize,device_sampling,all_reduce}.py
