@@ -103,20 +103,26 @@ class Runner:
         self._running: list[RunningStep] = []  # issued, their tokens perhaps unknown; the last two at most
         self._vision_from = model.image_patch_id if model.num_pools > 1 else _NO_VISION
         self._samples = device.empty((limits.num_sequences if limits else 0,), "int32")  # of the last step
-        self._graphs: DecodeGraphs | None = None
-        if limits is not None and device.is_gpu:
-            device.lend_scratch(scratch_bytes(model, share, limits))
-        if limits is not None and device.can_record:
-            decoder = self._runnable.new_decoder()
-            self._graphs = DecodeGraphs(
-                device,
-                decoder,
-                self._kv,
-                limits,
-                self._samples,
-                self._vision_from,
-                lambda: on_progress(0.0),
-            )
+        self._graphs = self._record_decodes(limits, on_progress) if limits is not None else None
+
+    def _record_decodes(
+        self, limits: StepLimits, on_progress: Callable[[float], None]
+    ) -> DecodeGraphs | None:
+        """On a GPU, make room for the largest step and record decode steps; None elsewhere."""
+        device = self._device
+        if device.is_gpu:
+            device.lend_scratch(scratch_bytes(self._model, self._share, limits))
+        if not device.can_record:
+            return None
+        return DecodeGraphs(
+            device,
+            self._runnable.new_decoder(),
+            self._kv,
+            limits,
+            self._samples,
+            self._vision_from,
+            lambda: on_progress(0.0),
+        )
 
     def run(self, plan: StepPlan) -> StepResult:
         """Apply the plan and compute its chunks; all ranks get the tokens, only rank 0 has logprobs."""

@@ -9,6 +9,7 @@ paddle_gpu.py.
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -77,21 +78,21 @@ class GpuDevice(Device):
 
     # what a framework gives -----------------------------------------------------------------------------
 
+    @abstractmethod
     def _allocate(self, shape: Sequence[int], dtype: DtypeName) -> Tensor:
         """An uninitialised tensor. Raises MemoryError when there is no room."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _open_stream(self) -> int:
         """The stream that everything is queued on, as the driver knows it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _use_stream(self) -> None:
         """Make the calling thread's framework queue on it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _multiply(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
         """out [M, N] = x [M, K] @ weight [N, K]^T, all bf16."""
-        raise NotImplementedError
 
     # memory and copies ----------------------------------------------------------------------------------
 
