@@ -7,6 +7,7 @@ and every op runs the same boundary and the same kernels on them. Nothing here i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,7 @@ class DeviceLibrary:
 
 device_library = DeviceLibrary()
 _modules: dict[bool, Any] = {}
+_lent = threading.local()
 
 
 def _load(is_emulated: bool) -> Any:
@@ -81,9 +83,11 @@ def set_workspace(memory: Tensor | None) -> None:
     """Lend this thread's calls scratch memory: uint8 on the device, aligned to 256 bytes.
 
     Ops that need some (the `..._workspace_bytes` functions say how much) share it, because they follow each
-    other in one stream; none allocates. It must live as long as calls, and graphs captured from them, run.
+    other in one stream; none allocates. It is kept until this thread lends another or ends; who captures
+    graphs keeps it for as long as they are replayed.
     """
     device_library.set_workspace(memory)
+    _lent.memory = memory  # the library has but its address
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -192,6 +193,16 @@ def test_sampling_takes_the_best_token_of_greedy_rows(rand: Rand) -> None:
         logits, batch, ids, logprobs, np.zeros((rows, 0), np.int32), np.zeros((rows, 0), np.float32)
     )
     assert ids.tolist() == best.tolist()
+
+
+def test_a_lent_workspace_lives_until_another_is_lent() -> None:
+    memory = aligned(256, np.uint8)
+    life = weakref.ref(memory)
+    cuda_ops.set_workspace(memory)
+    del memory
+    assert life() is not None, "it was freed while kernels may write to it"
+    cuda_ops.set_workspace(None)
+    assert life() is None
 
 
 def test_a_plain_weight_on_the_device_is_refused_with_what_to_do(rand: Rand) -> None:
