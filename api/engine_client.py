@@ -255,10 +255,15 @@ class EngineClient:
             self.fail_all(EngineError("Output of the engine was lost on its way; the request was aborted."))
         self._next_sequence = batch.sequence + 1
         opened = self._open
-        for output in batch.outputs:  # the busiest loop of the process: once per generated token
+        # The busiest loop of the process: once per generated token.
+        for request_id, token_id in zip(batch.decoded, batch.token_ids, strict=True):
+            request = opened.get(request_id)
+            if request is not None:  # else aborted while this was on its way
+                request.deliver(RequestOutput(request_id, [token_id]))
+        for output in batch.outputs:
             request = opened.get(output.request_id)
             if request is None:
-                continue  # aborted while this was on its way
+                continue
             if output.finish_reason is None:
                 request.deliver(output)
             else:

@@ -14,7 +14,7 @@ import zmq
 
 from engine.channels import Codec, RunDirectory, open_socket
 from engine.messages import AddRequest, EngineState, Ping, Pong, RequestOutput, ToApi, ToEngine, TokenBatch
-from engine.outbox import Client
+from engine.outbox import Client, StepOutputs
 from engine.readers import SocketReader
 
 _LAST_WORD_MS = 2000  # how long a closing socket may take to deliver what was sent
@@ -55,11 +55,11 @@ class ApiGateway:
         """From now on requests go to `guest`; those that came earlier were turned away."""
         self._guest = guest
 
-    def publish(self, client: Client, outputs: list[RequestOutput]) -> None:
+    def publish(self, step: StepOutputs) -> None:
         """Send the outputs of one step to their api process."""
-        sequence = self._next_sequence.get(client, 0)
-        self._next_sequence[client] = sequence + 1
-        self._send(client, TokenBatch(sequence, outputs))
+        sequence = self._next_sequence.get(step.client, 0)
+        self._next_sequence[step.client] = sequence + 1
+        self._send(step.client, TokenBatch(sequence, step.outputs, step.decoded, step.token_ids))
 
     def answer(self, client: Client, pong: Pong) -> None:
         self._send(client, pong)
@@ -125,4 +125,4 @@ class ApiGateway:
             self.answer(client, Pong(message.ping_id, False, why))
         elif isinstance(message, AddRequest):
             output = RequestOutput(message.request_id, finish_reason="error", error=why, error_status=503)
-            self.publish(client, [output])
+            self.publish(StepOutputs(client, outputs=[output]))

@@ -151,8 +151,8 @@ class StepLoop:
     def _publish(self) -> None:
         """Hand out everything the scheduler has said; no step is waiting for this."""
         outbox = self._scheduler.take_outbox()
-        for client, outputs in outbox.outputs.items():
-            self._gateway.publish(client, outputs)
+        for step in outbox.steps():
+            self._gateway.publish(step)
         self._metrics.observe_outbox(outbox)
         self._let_media_go(outbox)
 

@@ -134,11 +134,17 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     timings: Timings | None = None  # in the last output of a request that got a token
 
 
-class TokenBatch(msgspec.Struct, frozen=True, tag="tokens"):
-    """All outputs of one step for one api process; a gap in `sequence` means a lost message."""
+class TokenBatch(msgspec.Struct, frozen=True, tag="tokens", omit_defaults=True):
+    """All outputs of one step for one api process; a gap in `sequence` means a lost message.
+
+    Nearly all of a busy step are one further token of a request, and nothing else to say: those are columns,
+    and come before `outputs`.
+    """
 
     sequence: int
-    outputs: list[RequestOutput]
+    outputs: list[RequestOutput] = []
+    decoded: list[str] = []  # request ids
+    token_ids: list[int] = []  # the new token of each
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong", omit_defaults=True):

@@ -6,7 +6,7 @@ someone asks: the ranks compute meanwhile, while they wait for whoever applies a
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 
 from engine.messages import RequestOutput, TokenLogprobs
@@ -26,6 +26,16 @@ class Decoded:
 
 
 @dataclass(slots=True)
+class StepOutputs:
+    """What one api process hears of one step: the columns first, then the outputs."""
+
+    client: Client
+    decoded: list[str] = field(default_factory=list)  # requests with one further token and nothing else
+    token_ids: list[int] = field(default_factory=list)  # of each of `decoded`
+    outputs: list[RequestOutput] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Outbox:
     started: list[Sequence] = field(default_factory=list)  # got their first token
     finished: list[Sequence] = field(default_factory=list)  # whatever the reason
@@ -40,25 +50,47 @@ class Outbox:
     def add_decoded(self, decoded: Decoded) -> None:
         self._said.append(decoded)
 
-    @property
-    def outputs(self) -> dict[Client, list[RequestOutput]]:
-        """Everything said, in order, per api process; made anew at every call."""
-        outputs: dict[Client, list[RequestOutput]] = defaultdict(list)
+    def steps(self) -> list[StepOutputs]:
+        """Everything said, in order; made anew at every call."""
+        steps: list[StepOutputs] = []
+        latest: dict[Client, StepOutputs] = {}
         for one in self._said:
             if isinstance(one, Decoded):
-                _add_decoded(outputs, one)
-            else:
-                outputs[one[0]].append(one[1])
-        return outputs
+                for step in _steps_of(one):
+                    latest[step.client] = step
+                    steps.append(step)
+                continue
+            client, output = one
+            if client not in latest:
+                latest[client] = StepOutputs(client)
+                steps.append(latest[client])
+            latest[client].outputs.append(output)
+        return steps
 
 
-def _add_decoded(outputs: dict[Client, list[RequestOutput]], decoded: Decoded) -> None:
-    if decoded.ended or decoded.logprobs:
-        for row, (sequence, token) in enumerate(zip(decoded.sequences, decoded.tokens, strict=True)):
-            if row not in decoded.ended:
-                logprobs = decoded.logprobs.get(row)
-                output = RequestOutput(sequence.request_id, [token], [logprobs] if logprobs else [])
-                outputs[sequence.client].append(output)
-        return
-    for sequence, token in zip(decoded.sequences, decoded.tokens, strict=True):
-        outputs[sequence.client].append(RequestOutput(sequence.request_id, [token]))
+def _steps_of(decoded: Decoded) -> list[StepOutputs]:
+    """One per client. Those who ended say so themselves; logprobs need an output."""
+    sequences, tokens = decoded.sequences, decoded.tokens
+    apart = decoded.ended.union(decoded.logprobs)
+    if apart:
+        rows = [row for row in range(len(sequences)) if row not in apart]
+        sequences, tokens = [sequences[row] for row in rows], [tokens[row] for row in rows]
+    steps = _columns(sequences, tokens)
+    for row in sorted(decoded.logprobs.keys() - decoded.ended):
+        sequence = decoded.sequences[row]
+        output = RequestOutput(sequence.request_id, [decoded.tokens[row]], [decoded.logprobs[row]])
+        steps.setdefault(sequence.client, StepOutputs(sequence.client)).outputs.append(output)
+    return list(steps.values())
+
+
+def _columns(sequences: list[Sequence], tokens: list[int]) -> dict[Client, StepOutputs]:
+    clients = {sequence.client for sequence in sequences}
+    if len(clients) == 1:
+        (client,) = clients
+        return {client: StepOutputs(client, [one.request_id for one in sequences], tokens)}
+    steps = {client: StepOutputs(client) for client in clients}
+    for sequence, token in zip(sequences, tokens, strict=True):
+        step = steps[sequence.client]
+        step.decoded.append(sequence.request_id)
+        step.token_ids.append(token)
+    return steps

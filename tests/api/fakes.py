@@ -88,7 +88,11 @@ class FakeEngine:
         for output in outputs:
             if output.finish_reason is not None:
                 self.live.pop(output.request_id, None)
-        await self._publish(TokenBatch(self.sequence, outputs))
+        single = [one for one in outputs if len(one.token_ids) == 1]
+        plain = [one for one in single if one == RequestOutput(one.request_id, one.token_ids)]
+        rest = [one for one in outputs if one not in plain]
+        ids, tokens = [one.request_id for one in plain], [one.token_ids[0] for one in plain]
+        await self._publish(TokenBatch(self.sequence, rest, ids, tokens))
         self.sequence += 1
 
     async def set_state(self, state: str, detail: str = "") -> None:

@@ -80,9 +80,12 @@ class Engine:
             due = started + step * len(ids) / pace
             while (ahead := due - time.perf_counter()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(ahead if ahead > 2e-3 else 0)
-            reason: Any = "length" if step == len(tokens) - 1 else None
-            outputs = [RequestOutput(i, [token_id], finish_reason=reason) for i in ids]
-            self._send(TokenBatch(self._sequence, outputs))
+            if step < len(tokens) - 1:
+                batch = TokenBatch(self._sequence, decoded=ids, token_ids=[token_id] * len(ids))
+            else:
+                last = [RequestOutput(i, [token_id], finish_reason="length") for i in ids]
+                batch = TokenBatch(self._sequence, last)
+            self._send(batch)
             self._sequence += 1
             if step % 16 == 0:
                 await asyncio.sleep(0)  # the clients live on this loop too

@@ -16,6 +16,7 @@ from engine.config import ServerConfig
 from engine.messages import AddRequest, RequestOutput, SamplingParams, StepPlan
 from engine.model_config import ModelConfig
 from engine.scheduler import Scheduler
+from tests.engine.outputs import said_by
 from tests.workers.builders import Prompt, RawWeights
 from tests.workers.ranks import Ranks
 
@@ -56,7 +57,7 @@ class InProcessEngine:
     def ask(self, name: str, prompt: Prompt, sampling: SamplingParams) -> None:
         request = AddRequest(name, prompt.token_ids, sampling, prompt.media)
         is_taken = self.scheduler.add(CLIENT, request, self._now)
-        assert is_taken, self.scheduler.take_outbox().outputs
+        assert is_taken, said_by(self.scheduler)
 
     def step(self) -> bool:
         """Plan once, then finish the oldest step if there may be no more; False when nothing is left."""
@@ -92,5 +93,5 @@ class InProcessEngine:
         self.num_steps += 1
         self.num_encoded_patches += result.num_encoded_patches
         self.scheduler.apply(result, self._now)
-        for output in self.scheduler.take_outbox().outputs[CLIENT]:
+        for output in said_by(self.scheduler):
             self.outputs.setdefault(output.request_id, []).append(output)

@@ -10,6 +10,7 @@ from engine.messages import AddRequest, RequestOutput, SamplingParams, StepPlan,
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from tests.engine.fakes import RankMirror, chunks_of
+from tests.engine.outputs import said_by
 
 CLIENT = b"api-0"
 EOS = 2
@@ -118,9 +119,8 @@ class SchedulerWorld:
         assert self.ranks.sequences == {}
 
     def _collect(self) -> None:
-        for outputs in self.scheduler.take_outbox().outputs.values():
-            for output in outputs:
-                self.outputs.setdefault(output.request_id, []).append(output)
+        for output in said_by(self.scheduler):
+            self.outputs.setdefault(output.request_id, []).append(output)
 
 
 def make_scheduler(num_blocks: int = 64, vocab_size: int = 10_000, **config: Any) -> SchedulerWorld:

@@ -20,6 +20,7 @@ import zmq
 from engine.channels import Codec, RunDirectory, open_socket
 from engine.config import ServerConfig, write_config
 from engine.messages import AddRequest, EngineState, RequestOutput, ToApi, ToEngine, TokenBatch
+from tests.engine.outputs import outputs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESET = ROOT / "models" / "presets" / "ernie-4.5-vl-28b-a3b.json"
@@ -146,7 +147,7 @@ class FakeApi:
         open_requests = set(request_ids)
         while open_requests:
             message = self.receive()
-            for output in message.outputs if isinstance(message, TokenBatch) else ():
+            for output in outputs_of(message) if isinstance(message, TokenBatch) else ():
                 outputs.setdefault(output.request_id, []).append(output)
                 if output.finish_reason:
                     open_requests.discard(output.request_id)

@@ -9,6 +9,7 @@ from engine.messages import AddRequest, MediaItem, RequestOutput, SamplingParams
 from engine.scheduler import Scheduler
 from tests.engine.builders import CLIENT, EOS
 from tests.engine.fakes import RankMirror, chunks_of
+from tests.engine.outputs import said_by
 
 CONTEXT = 131_072
 VOCAB_SIZE = 100_000
@@ -42,7 +43,7 @@ class LargeWorld:
             pass
         self.scheduler.recount()
         assert self.scheduler.kv.pool.num_free == self.scheduler.kv.pool.num_blocks
-        return self.scheduler.take_outbox().outputs[CLIENT]
+        return said_by(self.scheduler)
 
 
 def test_prompt_of_128k_tokens_is_chunked_cached_and_found_again():

@@ -16,7 +16,9 @@ from engine.loop import StepLoop
 from engine.media_files import MediaFiles
 from engine.messages import AbortRequest, Ping, Pong, RequestOutput, StepPlan, StepResult
 from engine.metrics import Metrics
+from engine.outbox import StepOutputs
 from tests.engine.builders import CLIENT, EOS, make_request, make_scheduler
+from tests.engine.outputs import outputs_of
 
 
 class Notes:
@@ -55,8 +57,8 @@ class Notes:
     def describe_silence(self) -> str:
         return self.silence
 
-    def publish(self, client: bytes, outputs: list[RequestOutput]) -> None:
-        self.events += outputs
+    def publish(self, step: StepOutputs) -> None:
+        self.events += outputs_of(step)
 
     def answer(self, client: bytes, pong: Pong) -> None:
         self.events.append(pong)

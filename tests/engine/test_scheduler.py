@@ -8,6 +8,7 @@ from engine.errors import EngineError
 from engine.messages import MediaItem, StepResult
 from tests.engine.builders import CLIENT, EOS, make_request, make_scheduler
 from tests.engine.fakes import chunks_of, pack_tokens
+from tests.engine.outputs import said_by
 
 
 def test_nothing_is_planned_without_requests():
@@ -189,7 +190,7 @@ def test_empty_prompt_is_refused():
     request = make_request("empty")
     request.prompt_token_ids.clear()
     world.scheduler.add(CLIENT, request, world.now)
-    (output,) = world.scheduler.take_outbox().outputs[CLIENT]
+    (output,) = said_by(world.scheduler)
     assert output.error == "the prompt is empty" and output.error_status == 400
 
 
@@ -295,7 +296,7 @@ def test_every_request_gets_an_error_when_the_ranks_are_gone():
     world.add(), world.add()
     world.step()
     world.scheduler.fail_all("rank 3 died", 503)
-    outputs = world.scheduler.take_outbox().outputs[CLIENT]
+    outputs = said_by(world.scheduler)
     assert {(one.request_id, one.error, one.error_status) for one in outputs} == {
         ("r0", "rank 3 died", 503),
         ("r1", "rank 3 died", 503),
