@@ -88,17 +88,18 @@ class Applier:
         self, flight: Flight, tokens: list[int], logprobs: dict[int, TokenLogprobs], now: float
     ) -> None:
         """One token each. Who ends with it is found first, as a stop token does not join the output."""
-        sequences, token_lists = flight.decoding, flight.token_lists
+        sequences, token_lists, request_ids = flight.decoding, flight.token_lists, flight.request_ids
         if flight.has_gaps:  # someone was aborted or has ended: that token is nobody's
             rows = [row for row, one in enumerate(sequences) if not one.is_finished]
             sequences, tokens = [sequences[row] for row in rows], [tokens[row] for row in rows]
-            token_lists = [token_lists[row] for row in rows]
+            token_lists, request_ids = [token_lists[row] for row in rows], [request_ids[row] for row in rows]
             logprobs = {new: logprobs[row] for new, row in enumerate(rows) if row in logprobs}
         if not sequences:
             return
         ended = self._find_ended(flight, sequences, tokens)
         deque(map(list.append, token_lists, tokens), maxlen=0)  # a loop in C, over lists alone
-        self._live.outbox.add_decoded(Decoded(sequences, tokens, logprobs, frozenset(ended)))
+        decoded = Decoded(sequences, request_ids, flight.clients, tokens, logprobs, frozenset(ended))
+        self._live.outbox.add_decoded(decoded)
         for row, reason in ended.items():
             self._end(sequences[row], tokens[row], reason, logprobs.get(row), now)
 

@@ -19,11 +19,14 @@ class DecodeBatch:
     def __init__(self) -> None:
         self.members: list[Sequence] = []
         self.token_lists: list[list[int]] = []  # of each member its token_ids; replaced as `members` is
+        self.request_ids: list[str] = []  # likewise
+        self.clients: frozenset[bytes] = frozenset()  # api processes of the members
         self.stop_ids: frozenset[int] = frozenset()  # tokens that end one of the members, perhaps
         self._ids: bytes | None = None
         self._rounds = Rounds()
         self._due: dict[int, list[Sequence]] = {}  # round -> members at their horizon; perhaps gone since
         self._stops: Counter[frozenset[int]] = Counter()  # how many members each set has
+        self._clients: Counter[bytes] = Counter()  # how many members each has
 
     @property
     def ids(self) -> bytes:
@@ -54,7 +57,10 @@ class DecodeBatch:
         self.expect(sequence)
         self.members = [*self.members, sequence]
         self.token_lists = [*self.token_lists, sequence.token_ids]
+        self.request_ids = [*self.request_ids, sequence.request_id]
         self._ids = None
+        self._clients[sequence.client] += 1
+        self.clients |= {sequence.client}
         self._stops[sequence.stop_token_ids] += 1
         if not sequence.stop_token_ids <= self.stop_ids:
             self.stop_ids |= sequence.stop_token_ids
@@ -67,7 +73,12 @@ class DecodeBatch:
         place = self.members.index(sequence)
         self.members = self.members[:place] + self.members[place + 1 :]
         self.token_lists = self.token_lists[:place] + self.token_lists[place + 1 :]
+        self.request_ids = self.request_ids[:place] + self.request_ids[place + 1 :]
         self._ids = None
+        self._clients[sequence.client] -= 1
+        if not self._clients[sequence.client]:
+            del self._clients[sequence.client]
+            self.clients = frozenset(self._clients)
         self._stops[sequence.stop_token_ids] -= 1
         if not self._stops[sequence.stop_token_ids]:
             del self._stops[sequence.stop_token_ids]
@@ -79,6 +90,10 @@ class DecodeBatch:
             raise EngineError("the decode batch is not made of the running sequences that decode")
         if [id(one.token_ids) for one in self.members] != [id(one) for one in self.token_lists]:
             raise EngineError("the decode batch appends tokens to other lists than those of its members")
+        if self.request_ids != [one.request_id for one in self.members]:
+            raise EngineError("the decode batch names other requests than its members")
+        if self.clients != {one.client for one in self.members}:
+            raise EngineError("the decode batch answers other api processes than its members have")
         if array("q", self.ids).tolist() != [one.seq_id for one in self.members]:
             raise EngineError("the ids of the decode batch are not those of its members")
         if frozenset().union(*(one.stop_token_ids for one in self.members)) != self.stop_ids:

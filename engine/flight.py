@@ -30,6 +30,8 @@ class Flight:
     decoding: list[Sequence] = field(default_factory=list)  # one token computed, one sampled; never changed
     token_lists: list[list[int]] = field(default_factory=list)  # of `decoding`: where sampled tokens go
     decoding_ids: bytes = b""  # of `decoding`, as the plan has them
+    request_ids: list[str] = field(default_factory=list)  # of `decoding`
+    clients: frozenset[bytes] = frozenset()  # api processes of `decoding`
     stop_ids: frozenset[int] = frozenset()  # of any of `decoding`
     ending: list[Sequence] = field(default_factory=list)  # of `decoding`: the sampled token is their last
     fills: list[Fill] = field(default_factory=list)

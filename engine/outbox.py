@@ -20,6 +20,8 @@ class Decoded:
     """One token of each of many sequences."""
 
     sequences: list[Sequence]
+    request_ids: list[str]  # of the sequences
+    clients: frozenset[Client]  # of the sequences; one may have none any more
     tokens: list[int]
     logprobs: dict[int, TokenLogprobs]  # by row, of those who asked
     ended: frozenset[int]  # rows with an output of their own
@@ -70,27 +72,17 @@ class Outbox:
 
 def _steps_of(decoded: Decoded) -> list[StepOutputs]:
     """One per client. Those who ended say so themselves; logprobs need an output."""
-    sequences, tokens = decoded.sequences, decoded.tokens
-    apart = decoded.ended.union(decoded.logprobs)
-    if apart:
-        rows = [row for row in range(len(sequences)) if row not in apart]
-        sequences, tokens = [sequences[row] for row in rows], [tokens[row] for row in rows]
-    steps = _columns(sequences, tokens)
-    for row in sorted(decoded.logprobs.keys() - decoded.ended):
-        sequence = decoded.sequences[row]
-        output = RequestOutput(sequence.request_id, [decoded.tokens[row]], [decoded.logprobs[row]])
-        steps.setdefault(sequence.client, StepOutputs(sequence.client)).outputs.append(output)
+    if len(decoded.clients) == 1 and not decoded.ended and not decoded.logprobs:
+        (client,) = decoded.clients
+        return [StepOutputs(client, decoded.request_ids, decoded.tokens)]
+    steps: dict[Client, StepOutputs] = {}
+    for row, (sequence, token) in enumerate(zip(decoded.sequences, decoded.tokens, strict=True)):
+        if row in decoded.ended:
+            continue
+        step = steps.setdefault(sequence.client, StepOutputs(sequence.client))
+        if logprobs := decoded.logprobs.get(row):
+            step.outputs.append(RequestOutput(sequence.request_id, [token], [logprobs]))
+        else:
+            step.decoded.append(sequence.request_id)
+            step.token_ids.append(token)
     return list(steps.values())
-
-
-def _columns(sequences: list[Sequence], tokens: list[int]) -> dict[Client, StepOutputs]:
-    clients = {sequence.client for sequence in sequences}
-    if len(clients) == 1:
-        (client,) = clients
-        return {client: StepOutputs(client, [one.request_id for one in sequences], tokens)}
-    steps = {client: StepOutputs(client) for client in clients}
-    for sequence, token in zip(sequences, tokens, strict=True):
-        step = steps[sequence.client]
-        step.decoded.append(sequence.request_id)
-        step.token_ids.append(token)
-    return steps

@@ -117,7 +117,7 @@ class Planner:
         for sequence in flight.grown:
             flight.new_blocks += (sequence.seq_id, sequence.block_ids[-1])
         flight.decoding, flight.token_lists = batch.members, batch.token_lists
-        flight.decoding_ids = batch.ids
+        flight.decoding_ids, flight.request_ids, flight.clients = batch.ids, batch.request_ids, batch.clients
         flight.stop_ids = batch.stop_ids
         batch.advance()
         for sequence in busy:

@@ -19,17 +19,26 @@ def running_world(*clients: bytes) -> SchedulerWorld:
     return world
 
 
+def decoded(world: SchedulerWorld, tokens: list[int], *ended: int, **logprobs: TokenLogprobs) -> Decoded:
+    """A token for each, in the order of the requests; logprobs by request."""
+    running = world.scheduler.running
+    ids = [one.request_id for one in running]
+    rows = {ids.index(name): value for name, value in logprobs.items()}
+    clients = frozenset(one.client for one in running)
+    return Decoded(running, ids, clients, tokens, rows, frozenset(ended))
+
+
 def test_a_step_of_decodes_is_two_columns():
     world = running_world(CLIENT, CLIENT)
     outbox = Outbox()
-    outbox.add_decoded(Decoded(world.scheduler.running, [7, 8], {}, frozenset()))
+    outbox.add_decoded(decoded(world, [7, 8]))
     assert outbox.steps() == [StepOutputs(CLIENT, ["r0", "r1"], [7, 8])]
 
 
 def test_each_api_process_hears_only_of_its_own_requests():
     world = running_world(CLIENT, OTHER, CLIENT)
     outbox = Outbox()
-    outbox.add_decoded(Decoded(world.scheduler.running, [7, 8, 9], {}, frozenset()))
+    outbox.add_decoded(decoded(world, [7, 8, 9]))
     steps = {step.client: step for step in outbox.steps()}
     assert steps == {
         CLIENT: StepOutputs(CLIENT, ["r0", "r2"], [7, 9]),
@@ -39,13 +48,13 @@ def test_each_api_process_hears_only_of_its_own_requests():
 
 def test_one_who_ended_or_asked_for_logprobs_is_in_no_column():
     world = running_world(CLIENT, CLIENT, CLIENT)
-    logprobs = {0: TokenLogprobs(-0.5), 1: TokenLogprobs(-1.5)}
+    first, second = TokenLogprobs(-0.5), TokenLogprobs(-1.5)
     outbox = Outbox()
-    outbox.add_decoded(Decoded(world.scheduler.running, [7, 8, 9], logprobs, frozenset([1])))
-    last = RequestOutput("r1", [8], [logprobs[1]], "length")
+    outbox.add_decoded(decoded(world, [7, 8, 9], 1, r0=first, r1=second))
+    last = RequestOutput("r1", [8], [second], "length")
     outbox.add(CLIENT, last)
     assert outbox.steps() == [
-        StepOutputs(CLIENT, ["r2"], [9], [RequestOutput("r0", [7], [logprobs[0]]), last]),
+        StepOutputs(CLIENT, ["r2"], [9], [RequestOutput("r0", [7], [first]), last]),
     ]
 
 
@@ -55,7 +64,7 @@ def test_what_came_before_a_step_of_decodes_is_not_said_after_it():
     first = RequestOutput("r1", [5])
     outbox.add(CLIENT, first)
     for token in (7, 8):
-        outbox.add_decoded(Decoded(world.scheduler.running, [token], {}, frozenset()))
+        outbox.add_decoded(decoded(world, [token]))
     outbox.add(CLIENT, RequestOutput("r0", finish_reason="abort"))
     assert outbox.steps() == [
         StepOutputs(CLIENT, outputs=[first]),
