@@ -7,6 +7,8 @@ Method      The real scheduler, step loop and sockets drive one fake rank, a pro
             works, as in production, and is listed apart. Steps follow one another; with overlap, the default
             of the server, most of this time is hidden behind the step before (bench_overlap.py). With --pause
             the rank takes 5 ms for a step: whoever else uses the processors meanwhile leaves cold caches.
+            Cores are kept from halting (awake_cores.py), as ranks that compute would; --drowsy lets them, and
+            adds what waking four threads one after the other takes.
 How to read `host` is the figure of the design: median <= 300 us and p99 <= 1 ms at 256 sequences. It suffers
             when other processes use the machine. `cpu` suffers less: it is the processor time of the engine's
             thread per step, publishing included; the columns behind it are its parts: `send` is encoding and
@@ -28,6 +30,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,7 @@ from engine.messages import AddRequest, SamplingParams
 from engine.metrics import Metrics
 from engine.scheduler import Scheduler
 from engine.worker_group import WorkerGroup
+from tests.bench.awake_cores import cores_awake
 from tests.bench.result_files import RESULTS, heading, save, save_option
 from tests.engine.processes import RunDirectory, make_server_config
 
@@ -241,6 +245,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--waiting", type=int, default=10_000, help="queue length of the row with one")
     parser.add_argument("--pause", action="store_true", help="the rank takes 5 ms for a step")
+    parser.add_argument("--drowsy", action="store_true", help="let idle cores halt")
     parser.add_argument("--profile", action="store_true", help="profile the first row only")
     save_option(parser)
     arguments = parser.parse_args()
@@ -248,11 +253,12 @@ def main() -> None:
     names = ["host", "host p99", *PARTS]
     print(" " * 30 + "".join(f"{name:>9}" for name in names))
     profile = cProfile.Profile() if arguments.profile else None
-    figures = measure(arguments, profile)
+    with nullcontext() if arguments.drowsy else cores_awake():
+        figures = measure(arguments, profile)
     if profile:
         write_profile(profile, arguments)
     elif arguments.save:
-        settings = {"context": arguments.context, "steps": arguments.steps, "pause": arguments.pause}
+        settings = {name: getattr(arguments, name) for name in ("context", "steps", "pause", "drowsy")}
         save("engine", figures, settings)
 
 
