@@ -63,7 +63,8 @@ async def stream_answer(
             if generation.is_finished:
                 data += renderer.last_chunk() + DONE
             if data:
-                await _write(request, response, data)
+                with generation.stopwatch.streaming():
+                    await _write(request, response, data)
                 alarm.written()
     except Exception as error:
         if not response.prepared or isinstance(error, ConnectionError):

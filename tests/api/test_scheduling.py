@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from engine.messages import AddRequest, RequestOutput, Timings
 from tests.api.builders import running_api
@@ -103,7 +104,7 @@ async def test_timings_add_up_to_the_whole(route: str) -> None:
     async with running_api(said_late(0.0)) as api:
         _, body, _ = await api.post(route, {**BASES[route], "timings": True, "max_tokens": 3})
     timings = body["timings"]
-    assert set(timings) == {*PHASES, "media_ms", "total_ms", "encode_ms", "preempted_ms"}
+    assert set(timings) == {*PHASES, "media_ms", "total_ms", "encode_ms", "preempted_ms", "stream_ms"}
     assert all(timings[phase] >= 0 for phase in PHASES), timings
     assert timings["total_ms"] > 0
     assert sum(timings[phase] for phase in PHASES) == pytest.approx(timings["total_ms"], abs=0.01)
@@ -157,6 +158,28 @@ async def test_stream_ends_with_a_chunk_of_timings(route: str, usage: bool) -> N
     assert last["choices"] == [] and set(last["timings"]) >= set(PHASES), last
     assert ("usage" in last) == usage
     assert all("timings" not in chunk for chunk in chunks)
+
+
+async def test_a_client_that_reads_slowly_is_seen_in_the_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = web.StreamResponse.write
+
+    async def write_slowly(response: web.StreamResponse, data: bytes) -> None:
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await write(response, data)
+
+    monkeypatch.setattr(web.StreamResponse, "write", write_slowly)
+    async with running_api() as api:
+        body = {**BASES[CHAT], "timings": True, "stream": True, "max_tokens": 2}
+        asked = asyncio.create_task(api.http.post(api.url + CHAT, json=body))
+        request = await api.engine.next_request()
+        await api.engine.send(request.request_id, [111])
+        answer = await asked  # its head is there, so the first text is being written
+        await api.engine.send(request.request_id, [107], finish_reason="length")
+        events = [line[6:] for line in (await answer.text()).splitlines() if line.startswith("data: ")]
+    timings = msgspec.json.decode(events[-2])["timings"]
+    assert timings["stream_ms"] >= 20.0, timings
 
 
 async def test_nobody_gets_timings_unasked() -> None:
