@@ -19,8 +19,9 @@ calculates, repeats, calls tools, writes JSON and can think first, in English an
 declines, or gets wrong: it is a test and a demonstration, not an assistant.
 
 Made by `models/demo_training` from generated samples only: {samples:,}, most with several questions, in
-{steps:,} steps and {minutes:.0f} minutes by the clock on two shared cores, pauses included, besides pictures for
-the tower alone; its README tells the stages. No published weights and no collected data were used.
+{steps:,} steps and {minutes:.0f} minutes by the clock on two shared cores, pauses included, besides
+pictures for the tower alone; its README tells the stages. No published weights and no collected data were
+used.
 
 ## Parameters
 

@@ -310,10 +310,15 @@ class FakePeers:
 
     def __init__(self) -> None:
         self.sums: list[int] = []
+        self.fused: list[tuple[int, float]] = []
 
     def all_reduce(self, x: Any, out: Any) -> None:
         assert x is out
         self.sums.append(x.shape[0] * x.shape[1])
+
+    def all_reduce_add_rms_norm(self, x: Any, residual: Any, weight: Any, eps: float, out: Any) -> None:
+        assert x.shape == residual.shape == out.shape and weight.shape == x.shape[1:]
+        self.fused.append((x.shape[0], eps))
 
     def close(self) -> None:
         self.sums.append(-1)
@@ -348,6 +353,29 @@ def test_sums_go_through_peers_in_pieces_and_the_rest_through_nccl():
     without = GpuGroup(LoneHost(), Nccl(library), None, 0, 2, 7)  # type: ignore[arg-type]
     without.all_reduce(host.zeros((10, 16), "bfloat16"))
     assert library.calls[-1] == ("sum", 160, 9, 0, 7)
+
+
+def test_a_sum_and_the_norm_behind_it_are_one_kernel_where_ranks_map_each_others_memory():
+    library, peers, host = FakeNcclLibrary(), FakePeers(), PaddleCpu()
+    group = GpuGroup(LoneHost(), Nccl(library), peers, 0, 2, 7)  # type: ignore[arg-type]
+    library.calls.clear()
+    x, residual, out = (host.zeros((10, 16), "bfloat16") for _ in range(3))
+    group.all_reduce_add_rms_norm(x, residual, host.zeros((16,), "bfloat16"), 1e-5, out)
+    assert peers.fused == [(4, 1e-5), (4, 1e-5), (2, 1e-5)]
+    assert not peers.sums and not library.calls
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_sum_and_the_norm_behind_it_are_two_kernels_elsewhere(dtype):
+    library, host = FakeNcclLibrary(), PaddleCpu()
+    peers = None if dtype == "bfloat16" else FakePeers()
+    group = GpuGroup(LoneHost(), Nccl(library), peers, 0, 2, 7)  # type: ignore[arg-type]
+    x, residual, out = (host.zeros((1, 4), dtype) for _ in range(3))
+    host.write(x, np.array([[3, 4, 0, 0]], np.float32))
+    group.all_reduce_add_rms_norm(x, residual, host.upload(np.ones(4, np.float32), dtype), 0.0, out)
+    assert library.calls[-1][:2] == ("sum", 4)
+    assert host.download(residual).tolist() == [[3, 4, 0, 0]]
+    assert np.allclose(host.download(out), [[1.2, 1.6, 0, 0]], atol=0.01)
 
 
 def test_collective_that_fails_is_named():

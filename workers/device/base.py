@@ -180,6 +180,14 @@ class Device(Protocol):
 
     def all_reduce(self, tensor: Tensor) -> None: ...
 
+    def all_reduce_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
+    ) -> None:
+        """residual [M, H] += the ranks' sum of x, out = rms_norm(residual) * weight [H]; x is lost.
+
+        The same bits as `all_reduce` and cuda_ops.add_rms_norm, at once where the device can.
+        """
+
     def all_gather(self, tensor: Tensor, out: Tensor) -> None: ...
 
     def broadcast(self, tensor: Tensor, root: int) -> None: ...

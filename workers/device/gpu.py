@@ -22,6 +22,7 @@ from engine.errors import EngineError
 from workers.device.base import BYTES_PER_ELEMENT, Activation, Device, DtypeName, Group, Tensor
 from workers.device.bfloat16 import host_array
 from workers.device.driver import Driver, out_of_memory
+from workers.device.gpu_group import FusedSums
 from workers.device.host import dtype_of
 from workers.device.staging import Downloads, PinnedDownload, Uploads
 
@@ -202,6 +203,15 @@ class GpuDevice(Device):
     def all_reduce(self, tensor: Tensor) -> None:
         if self._group is not None:
             self._group.all_reduce(tensor)
+
+    def all_reduce_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
+    ) -> None:
+        if isinstance(self._group, FusedSums):
+            self._group.all_reduce_add_rms_norm(x, residual, weight, eps, out)
+            return
+        self.all_reduce(x)
+        cuda_ops.add_rms_norm(x, residual, weight, eps, out)
 
     def all_gather(self, tensor: Tensor, out: Tensor) -> None:
         if self._group is None:

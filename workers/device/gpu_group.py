@@ -8,10 +8,11 @@ probes, through the same group of host memory that CPU ranks use.
 from __future__ import annotations
 
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+import cuda_ops
 from workers.device.base import Group, Tensor
 from workers.device.host import dtype_of
 from workers.device.nccl import ID_BYTES, Nccl
@@ -24,11 +25,25 @@ class Peers(Protocol):
 
     def all_reduce(self, x: Tensor, out: Tensor) -> None: ...
 
+    def all_reduce_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
+    ) -> None: ...
+
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class FusedSums(Protocol):
+    """A group that can add the ranks' sum to the residual and normalise in one pass."""
+
+    def all_reduce_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
+    ) -> None:
+        """See workers.device.base.Device."""
+
+
 class GpuGroup:
-    """Implements workers.device.base.Group."""
+    """Implements workers.device.base.Group, and FusedSums."""
 
     def __init__(
         self, host: Group, nccl: Nccl, peers: Peers | None, rank: int, world: int, stream: int
@@ -47,6 +62,18 @@ class GpuGroup:
         for start in range(0, tensor.shape[0], rows):
             part = tensor[start : start + rows]
             self._peers.all_reduce(part, part)
+
+    def all_reduce_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
+    ) -> None:
+        if self._peers is None or dtype_of(x) != "bfloat16":
+            self.all_reduce(x)
+            cuda_ops.add_rms_norm(x, residual, weight, eps, out)
+            return
+        rows = self._peers.capacity // x.shape[1]
+        for start in range(0, x.shape[0], rows):
+            part = slice(start, start + rows)
+            self._peers.all_reduce_add_rms_norm(x[part], residual[part], weight, eps, out[part])
 
     def all_gather(self, tensor: Tensor, out: Tensor) -> None:
         self._nccl.all_gather(

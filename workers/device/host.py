@@ -122,6 +122,12 @@ class HostDevice(Device):
         if self._group is not None:
             self._group.all_reduce(tensor)
 
+    def all_reduce_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
+    ) -> None:
+        self.all_reduce(x)
+        cuda_ops.add_rms_norm(x, residual, weight, eps, out)
+
     def all_gather(self, tensor: Tensor, out: Tensor) -> None:
         if self._group is not None:
             self._group.all_gather(tensor, out)

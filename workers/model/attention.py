@@ -53,9 +53,9 @@ class Attention:
         kv: tuple[Tensor, ...],
         out: Tensor,
     ) -> None:
-        """out [M, H] = attention of the normalised x [M, H]; writes the batch's keys and values to `kv`.
+        """out [M, H] = this rank's part of attention of the normalised x [M, H]; the ranks' sum is the whole.
 
-        `kv` is one of KvCache.layers.
+        Writes the batch's keys and values to `kv`, one of KvCache.layers.
         """
         context, (k_cache, v_cache, *scales), m = self._context, kv, batch.num_tokens
         qkv = context.take("attention.qkv", m, self._qkv_width)
@@ -78,4 +78,3 @@ class Attention:
             *scales,
         )
         context.device.linear(heads, weights.o_proj, out)
-        context.device.all_reduce(out)

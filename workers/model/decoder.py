@@ -1,7 +1,8 @@
 """The language model: embedding, layers, logits (specification section 3.1).
 
 The residual stream is kept beside the normalised input of the next block, because adding a block's output and
-normalising for the next one is a single pass over memory.
+normalising for the next one is a single pass over memory. A block leaves its rank's part of its output: the
+sum over the ranks is part of that pass too.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ class Decoder:
         for index, layer in enumerate(layers):
             context.begin_work(self._layer_flops(batch, index))
             if index > 0:
-                cuda_ops.add_rms_norm(out, residual, layer.input_norm, eps, x)
+                context.device.all_reduce_add_rms_norm(out, residual, layer.input_norm, eps, x)
             self._attention.run(layer, x, batch, cos_sin, kv.layers[index], out)
-            cuda_ops.add_rms_norm(out, residual, layer.post_attention_norm, eps, x)
+            context.device.all_reduce_add_rms_norm(out, residual, layer.post_attention_norm, eps, x)
             self._mlp.run(layer.mlp, x, batch.token_types, out)
         if batch.sample_rows is None:
             return None
@@ -93,7 +94,7 @@ class Decoder:
         gather_rows(residual, rows, last_residual)
         normed = context.take("logits.normed", num_samples, hidden)
         eps = context.model.rms_norm_eps
-        cuda_ops.add_rms_norm(last_out, last_residual, self._weights.norm, eps, normed)
+        device.all_reduce_add_rms_norm(last_out, last_residual, self._weights.norm, eps, normed)
 
         columns = len(context.share.vocab)
         context.begin_work(2.0 * num_samples * hidden * columns * device.world)

@@ -1,7 +1,7 @@
 """Feed-forward layers: dense SwiGLU, and experts in two disjoint pools (specification section 3.5).
 
 A token uses the experts of its own pool only. Routed and shared experts are summed on the rank, so that
-each layer needs one all-reduce.
+each layer needs one all-reduce, which the decoder makes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ class Mlp:
         self._context = context
 
     def run(self, weights: DenseWeights | MoeWeights, x: Tensor, token_types: Tensor, out: Tensor) -> None:
-        """out [M, H] = the layer's answer to the normalised x [M, H], complete on every rank."""
+        """out [M, H] = this rank's part of the answer to the normalised x [M, H]; the sum is the whole."""
         if isinstance(weights, DenseWeights):
             self._dense(weights, x, out)
         else:
             self._experts(weights, x, token_types, out)
-        self._context.device.all_reduce(out)
 
     def _dense(self, weights: DenseWeights, x: Tensor, out: Tensor) -> None:
         device, rows = self._context.device, x.shape[0]
