@@ -9,10 +9,8 @@ avoids all this in weight_cache.py.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +26,7 @@ from workers.checkpoint_inventory import LogicalTensor, model_tensors
 from workers.device.base import Device, DtypeName, Tensor
 from workers.device.bfloat16 import float32_from_bits
 from workers.lasting_memory import lasting
+from workers.loading_crew import LoadedBytes, LoadingCrew, Progress
 from workers.model.weights import (
     DecoderWeights,
     DenseWeights,
@@ -44,8 +43,6 @@ from workers.shards import Part, part_of
 from workers.weight_cache import WeightCache
 from workers.weight_cache_key import cache_key
 from workers.weight_source import CheckpointSource, DummySource, WeightSource, write
-
-Progress = Callable[[int, int], None]  # bytes loaded, bytes in all
 
 
 def load_weights(
@@ -93,7 +90,7 @@ class LayerByLayer:
         self, config: ServerConfig, model: ModelConfig, source: WeightSource, device: Device
     ) -> None:
         self._source = source
-        self._crew = _Crew(threads_for_loading(config))
+        self._crew = LoadingCrew(threads_for_loading(config))
         share = share_of(model, 0, 1)
         self._builder = _Builder(config, source, device, share, lambda loaded, total: None, self._crew)
 
@@ -118,7 +115,7 @@ def _build(
 ) -> ModelWeights:
     source = _open_source(config, model, device)
     try:
-        with _Crew(threads_for_loading(config)) as crew:
+        with LoadingCrew(threads_for_loading(config)) as crew:
             weights = _Builder(config, source, device, share, on_progress, crew).build()
             crew.finish()
             return weights
@@ -134,60 +131,6 @@ def _open_source(config: ServerConfig, model: ModelConfig, device: Device) -> We
     return CheckpointSource(Checkpoint(config.model, model, is_cut=is_cut), device)
 
 
-@dataclass
-class _Counter:
-    """Bytes so far, told to the callback; a total of 0 never happens, since every model has norms."""
-
-    total: int
-    report: Progress
-    loaded: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, count: int) -> None:
-        with self.lock:
-            self.loaded += count
-            self.report(self.loaded, self.total)
-
-
-class _Crew:
-    """Threads that fill buffers; as many matrices are in the host's memory at once as there are threads."""
-
-    def __init__(self, num_threads: int) -> None:
-        self._pool = ThreadPoolExecutor(num_threads, "load")
-        self._free = threading.Semaphore(num_threads)
-        self._failed = threading.Event()
-        self._jobs: list[Future[None]] = []
-
-    def __enter__(self) -> _Crew:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def start(self, job: Callable[[], None]) -> None:
-        """Run the job soon; waits while every thread has one. Raises what an earlier job raised."""
-        self._free.acquire()
-        if self._failed.is_set():
-            self._free.release()
-            self.finish()
-        self._jobs = [running for running in self._jobs if not running.done() or running.exception()]
-        self._jobs.append(self._pool.submit(self._run, job))
-
-    def finish(self) -> None:
-        """Return when all jobs are done. Raises what the first failed one raised."""
-        for job in self._jobs:
-            job.result()
-
-    def _run(self, job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException:
-            self._failed.set()
-            raise
-        finally:
-            self._free.release()
-
-
 class _Builder:
     """Walks the structure of the model once; each verb makes one field."""
 
@@ -198,7 +141,7 @@ class _Builder:
         device: Device,
         share: Share,
         on_progress: Progress,
-        crew: _Crew,
+        crew: LoadingCrew,
     ) -> None:
         self._source, self._device, self._share, self._crew = source, device, share, crew
         self._model = source.model
@@ -206,7 +149,7 @@ class _Builder:
         self._quantization = config.quantization
         self._tensors = {tensor.name: tensor for tensor in model_tensors(self._model)}
         parts = ((tensor, self._part(tensor)) for tensor in self._tensors.values())
-        self._progress = _Counter(sum(source.num_bytes(*pair) for pair in parts), on_progress)
+        self._progress = LoadedBytes(sum(source.num_bytes(*pair) for pair in parts), on_progress)
 
     def build(self) -> ModelWeights:
         decoder = self._decoder()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,17 +15,15 @@ from engine.config import ServerConfig
 from engine.errors import ConfigError, EngineError
 from tests.checks import assert_close, assert_same_bits
 from tests.conftest import Rand
+from tests.workers.fake_collectives import FakeNcclLibrary, LoneHost
 from tests.workers.fake_cuda import FakeCuda, FakePaddleGpu, streamed_ops, torch_gpu
-from tests.workers.ranks import RankThreads
 from workers.device import open_gpu
 from workers.device.base import Device
 from workers.device.bfloat16 import bits_from_float32, float32_from_bits
 from workers.device.driver import Driver
 from workers.device.gpu import GpuDevice
-from workers.device.gpu_group import GpuGroup
-from workers.device.nccl import ID_BYTES, Nccl
+from workers.device.nccl import Nccl
 from workers.device.op_watch import checked, watched_ops
-from workers.device.open_gpu import open_peers
 from workers.device.paddle import PaddleCpu
 from workers.device.paddle_gpu import PaddleGpu
 from workers.device.staging import Uploads
@@ -259,160 +256,6 @@ def test_checked_ops_name_the_one_that_failed(device: Any):
             EngineError, match=r"the op rms_norm failed: gpu:0 Fake H800 failed: CUDA error 700"
         ):
             cuda_ops.rms_norm(x, weight, 1e-5, x)
-
-
-# ranks --------------------------------------------------------------------------------------------------
-
-
-class FakeNcclLibrary:
-    """What libnccl.so.2 is asked for, as (function, count, type, root or sum)."""
-
-    def __init__(self, answer: int = 0) -> None:
-        self.answer, self.calls = answer, []  # type: ignore[var-annotated]
-
-    class ncclGetErrorString:
-        restype: Any = None
-
-        def __new__(cls, code: Any) -> Any:
-            return b"unhandled system error"
-
-    def ncclGetUniqueId(self, unique: Any) -> int:
-        unique._obj.internal = b"the ranks of one server"
-        return 0
-
-    def ncclCommInitRank(self, communicator: Any, world: Any, unique: Any, rank: Any) -> int:
-        self.calls.append(("join", unique.internal, rank.value, world.value))
-        communicator._obj.value = 5
-        return self.answer
-
-    def ncclAllReduce(self, x: Any, out: Any, count: Any, dtype: Any, op: Any, comm: Any, stream: Any) -> int:
-        assert x.value == out.value and comm.value == 5
-        self.calls.append(("sum", count.value, dtype.value, op.value, stream.value))
-        return self.answer
-
-    def ncclAllGather(self, x: Any, out: Any, count: Any, dtype: Any, comm: Any, stream: Any) -> int:
-        self.calls.append(("gather", count.value, dtype.value, stream.value))
-        return self.answer
-
-    def ncclBroadcast(
-        self, x: Any, out: Any, count: Any, dtype: Any, root: Any, comm: Any, stream: Any
-    ) -> int:
-        self.calls.append(("broadcast", count.value, dtype.value, root.value, stream.value))
-        return self.answer
-
-    def ncclCommAbort(self, communicator: Any) -> int:
-        self.calls.append(("leave", communicator.value))
-        return 0
-
-
-class FakePeers:
-    capacity = 64
-
-    def __init__(self) -> None:
-        self.sums: list[int] = []
-        self.fused: list[tuple[int, float]] = []
-
-    def all_reduce(self, x: Any, out: Any) -> None:
-        assert x is out
-        self.sums.append(x.shape[0] * x.shape[1])
-
-    def all_reduce_add_rms_norm(self, x: Any, residual: Any, weight: Any, eps: float, out: Any) -> None:
-        assert x.shape == residual.shape == out.shape and weight.shape == x.shape[1:]
-        self.fused.append((x.shape[0], eps))
-
-    def close(self) -> None:
-        self.sums.append(-1)
-
-
-class LoneHost:
-    """The host's group of a rank that is told it is not alone."""
-
-    def broadcast(self, tensor: Any, root: int) -> None:
-        assert len(tensor) == ID_BYTES
-
-    def barrier(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def test_sums_go_through_peers_in_pieces_and_the_rest_through_nccl():
-    library, peers, host = FakeNcclLibrary(), FakePeers(), PaddleCpu()
-    group = GpuGroup(LoneHost(), Nccl(library), peers, 0, 2, 7)  # type: ignore[arg-type]
-    assert library.calls.pop() == ("join", b"the ranks of one server", 0, 2)
-
-    group.all_reduce(host.zeros((10, 16), "bfloat16"))
-    assert peers.sums == [64, 64, 32] and not library.calls, "rank order, whatever the size"
-    group.all_reduce(host.zeros((3, 4), "float32"))
-    group.all_gather(host.zeros((5,), "float32"), host.zeros((2, 5), "float32"))
-    group.broadcast(host.zeros((6,), "int32"), 1)
-    group.barrier()
-    assert library.calls == [("sum", 12, 7, 0, 7), ("gather", 5, 7, 7), ("broadcast", 6, 2, 1, 7)]
-    group.close()
-    assert library.calls[-1] == ("leave", 5) and peers.sums[-1] == -1
-
-    without = GpuGroup(LoneHost(), Nccl(library), None, 0, 2, 7)  # type: ignore[arg-type]
-    without.all_reduce(host.zeros((10, 16), "bfloat16"))
-    assert library.calls[-1] == ("sum", 160, 9, 0, 7)
-
-
-def test_a_sum_and_the_norm_behind_it_are_one_kernel_where_ranks_map_each_others_memory():
-    library, peers, host = FakeNcclLibrary(), FakePeers(), PaddleCpu()
-    group = GpuGroup(LoneHost(), Nccl(library), peers, 0, 2, 7)  # type: ignore[arg-type]
-    library.calls.clear()
-    x, residual, out = (host.zeros((10, 16), "bfloat16") for _ in range(3))
-    group.all_reduce_add_rms_norm(x, residual, host.zeros((16,), "bfloat16"), 1e-5, out)
-    assert peers.fused == [(4, 1e-5), (4, 1e-5), (2, 1e-5)]
-    assert not peers.sums and not library.calls
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_sum_and_the_norm_behind_it_are_two_kernels_elsewhere(dtype):
-    library, host = FakeNcclLibrary(), PaddleCpu()
-    peers = None if dtype == "bfloat16" else FakePeers()
-    group = GpuGroup(LoneHost(), Nccl(library), peers, 0, 2, 7)  # type: ignore[arg-type]
-    x, residual, out = (host.zeros((1, 4), dtype) for _ in range(3))
-    host.write(x, np.array([[3, 4, 0, 0]], np.float32))
-    group.all_reduce_add_rms_norm(x, residual, host.upload(np.ones(4, np.float32), dtype), 0.0, out)
-    assert library.calls[-1][:2] == ("sum", 4)
-    assert host.download(residual).tolist() == [[3, 4, 0, 0]]
-    assert np.allclose(host.download(out), [[1.2, 1.6, 0, 0]], atol=0.01)
-
-
-def test_collective_that_fails_is_named():
-    with pytest.raises(
-        EngineError, match=r"ncclCommInitRank failed.*unhandled system error \(NCCL error 2\)"
-    ):
-        GpuGroup(LoneHost(), Nccl(FakeNcclLibrary(answer=2)), None, 0, 2, 7)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("broken", [None, "creating", "opening"])
-def test_ranks_map_each_other_or_none_does(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str | None
-):
-    class Peers:
-        def __init__(
-            self, rank: int, world: int, capacity: int, give: Callable[[np.ndarray], np.ndarray]
-        ) -> None:
-            if broken == "creating" and rank == 1:
-                raise RuntimeError("no memory")
-            handles = give(np.full(64, rank + 1, np.uint8))
-            if broken == "opening" and rank == 0:
-                raise ValueError("no peer access")
-            if not handles[1].any():
-                raise ValueError("no handle")
-            assert handles[:, 0].tolist() == [1, 2]
-
-        def close(self) -> None: ...
-
-    monkeypatch.setattr(cuda_ops, "PeerGroup", Peers)
-    with caplog.at_level(logging.WARNING):
-        opened = RankThreads(2).run(lambda device: open_peers(device._group, device.rank, 2))  # type: ignore[attr-defined]
-    assert [one is not None for one in opened] == [broken is None] * 2
-    assert ("sums go through NCCL" in caplog.text) == (broken is not None)
-
-
-def test_more_ranks_than_peers_use_nccl():
-    assert open_peers(LoneHost(), 0, 9) is None  # type: ignore[arg-type]
 
 
 def test_opening_a_gpu_joins_the_ranks_and_follows_the_flags(monkeypatch: pytest.MonkeyPatch, stream: None):
