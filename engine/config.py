@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-Quantization = Literal["auto", "bfloat16", "wint8", "wint4"]
+Quantization = Literal["auto", "bfloat16", "wint8", "wint4", "wint4-all"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 KvCacheDtype = Literal["auto", "bfloat16", "int8"]
 

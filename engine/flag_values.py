@@ -15,6 +15,7 @@ from typing import Any
 _UNITS = {"": 1, "k": 10, "m": 20, "g": 30, "t": 40}
 _QUANTIZATIONS = {
     "wint4": "wint4",
+    "wint4-all": "wint4-all",
     "wint8": "wint8",
     "bfloat16": "bfloat16",
     "bf16": "bfloat16",

@@ -95,7 +95,7 @@ class _Parser(argparse.ArgumentParser):
 def _make_parser() -> _Parser:
     parser = _Parser(
         prog="octet",
-        usage="octet [--model NAME] [--tp N] [--quant wint4|wint8|bfloat16] [flags]",
+        usage="octet [--model NAME] [--tp N] [--quant wint4|wint4-all|wint8|bfloat16] [flags]",
         description=_DESCRIPTION,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

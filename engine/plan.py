@@ -30,7 +30,7 @@ from engine.plan_weights import Dtype, KvDtype, kv_bytes_per_token, kv_dtype_of,
 
 SHORTEST_CONTEXT = 2048  # below this a context that nobody asked for is not worth serving
 _WORLDS = (1, 2, 4, 8, 16)
-_QUANTIZATIONS: tuple[Quantization, ...] = ("bfloat16", "wint8", "wint4")
+_QUANTIZATIONS: tuple[Quantization, ...] = ("bfloat16", "wint8", "wint4", "wint4-all")
 _MODEST_KV = 4 << 30  # a host's memory is not ours alone: beyond this its KV cache takes half of what is free
 
 

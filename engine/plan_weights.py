@@ -124,13 +124,15 @@ def _linear_bytes(
     rows, elements = linear.copies * linear.outputs, linear.copies * linear.outputs * linear.inputs
     if quantization in ("auto", "bfloat16"):
         return elements * size, 0
-    if quantization == "wint8" or (has_experts and not linear.is_routed):
+    is_beside_experts = has_experts and not linear.is_routed
+    if quantization == "wint8" or (quantization == "wint4" and is_beside_experts):
         return elements, rows * _SCALE_BYTES
-    group = next((group for group in _GROUPS if linear.inputs % group == 0), 0)
+    groups = _GROUPS[-1:] if is_beside_experts else _GROUPS
+    group = next((group for group in groups if linear.inputs % group == 0), 0)
     if not group:
         raise ConfigError(
-            f"--quantization wint4 needs a multiple of {_GROUPS[-1]} inputs per rank, but {linear.component} "
-            f"have {linear.inputs}; use wint8 or a smaller --tensor-parallel-size"
+            f"--quantization {quantization} needs a multiple of {_GROUPS[-1]} inputs per rank, but "
+            f"{linear.component} have {linear.inputs}; use wint8 or a smaller --tensor-parallel-size"
         )
     return elements // 2, elements // group * _SCALE_BYTES
 

@@ -45,7 +45,7 @@ from workers.shards import Part, part_of
 from workers.weight_source import CheckpointSource
 
 PER_CHANNEL = "wint4 per channel"  # one int4 scale per output instead of one per group of 64 inputs
-VARIANTS = ("wint8", "wint4", PER_CHANNEL)
+VARIANTS = ("wint8", "wint4", PER_CHANNEL, "wint4-all")
 _BLOCK_SIZE = 64
 _ROWS_AT_ONCE = 64  # of logits
 

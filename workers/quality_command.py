@@ -23,7 +23,7 @@ from workers.device import open_device
 from workers.quality import PER_CHANNEL, VARIANTS, VariantQuality, measure
 from workers.quality_prompts import read_prompts
 
-_CHOICES = {"wint8": ("wint8",), "wint4": ("wint4", PER_CHANNEL)}
+_CHOICES = {"wint8": ("wint8",), "wint4": ("wint4", PER_CHANNEL), "wint4-all": ("wint4-all",)}
 
 
 def main(arguments: Sequence[str]) -> int:

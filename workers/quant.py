@@ -4,13 +4,15 @@
     bfloat16  T                    T                   T                                 fp32
     wint8     int8 per row         int8 per row        T                                 fp32
     wint4     int8 per row         int4 in groups      T                                 fp32
+    wint4-all int4 in groups of 32 int4 in groups      T                                 fp32
 
 On a CPU the head of a quantised model is int8 per row too: it is a third of what a decode step of a small
 model reads, and its rounding is lost among the experts'. Attention and shared experts see every token: in
 int4 they cost several times the divergence of all routed experts together (`./run.sh quality` measures it),
-for a fifth less to read. In a dense model wint4 means int4 for all decoder linears. A group is 64 inputs, or
-32 where a rank's width is no multiple of 64. T is the activation dtype. The arithmetic is in cuda_ops
-(quantize_int8, quantize_int4). Weights that a checkpoint holds quantised already get the same formats.
+for a fifth less to read: wint4-all is for who wants that, with finer groups for them. In a dense model wint4
+means int4 for all decoder linears. A group is 64 inputs, or 32 where a rank's width is no multiple of 64. T
+is the activation dtype. The arithmetic is in cuda_ops (quantize_int8, quantize_int4). Weights that a
+checkpoint holds quantised already get the same formats.
 """
 
 from __future__ import annotations
@@ -70,12 +72,13 @@ def format_of(
     """
     if quantization in ("auto", "bfloat16") or role not in _DECODER_LINEARS:
         return Format(dtype)
-    if quantization == "wint8" or (moe and role not in EXPERTS):
+    is_beside_experts = moe and role not in EXPERTS
+    if quantization == "wint8" or (quantization == "wint4" and is_beside_experts):
         return Format("int8")
-    for group in _GROUPS:
+    for group in _GROUPS[-1:] if is_beside_experts else _GROUPS:
         if in_features % group == 0:
             return Format("int4", group)
     raise ConfigError(
-        f"--quantization wint4 needs a multiple of {_GROUPS[-1]} inputs per rank, but the {role.value} has "
-        f"{in_features}; use wint8 or a smaller --tensor-parallel-size"
+        f"--quantization {quantization} needs a multiple of {_GROUPS[-1]} inputs per rank, but the "
+        f"{role.value} has {in_features}; use wint8 or a smaller --tensor-parallel-size"
     )

@@ -258,7 +258,7 @@ def open_peer(model: ModelConfig, threads: int, folder: Path) -> Iterator[LlamaP
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a model of real layer shapes on the CPU.")
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--quant", default="wint4", choices=["wint4", "wint8", "bfloat16"])
+    parser.add_argument("--quant", default="wint4", choices=["wint4", "wint4-all", "wint8", "bfloat16"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-peer", action="store_true", help="do not measure llama.cpp")

@@ -172,7 +172,8 @@ def test_api_keys_come_from_flags_or_else_from_the_environment():
         ("--max-num-seqs -3", "--max-num-seqs: '-3': expected a number from 1 to 4096"),
         (
             "--quant wint3",
-            "--quantization: 'wint3': expected wint4, wint8, bfloat16, bf16 or none; did you mean wint8?",
+            "--quantization: 'wint3': expected wint4, wint4-all, wint8, bfloat16, bf16 or none; "
+            "did you mean wint8?",
         ),
         ("--load-format dumy", "--load-format: 'dumy': expected auto or dummy; did you mean dummy?"),
     ],

@@ -42,7 +42,7 @@ def assert_same_weights(actual: dict[str, np.ndarray], expected: dict[str, np.nd
 # layouts and formats ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["bfloat16", "wint8", "wint4"])
+@pytest.mark.parametrize("mode", ["bfloat16", "wint8", "wint4", "wint4-all"])
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (3, 4)])
 def test_both_layouts_load_to_the_same_bits(tmp_path: Path, mode: str, rank: int, world: int):
     layouts: list[Layout] = ["paddle", "pt"]
@@ -261,7 +261,7 @@ def make_config_folder(tmp_path: Path, **changes: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("mode", ["bfloat16", "wint8", "wint4"])
+@pytest.mark.parametrize("mode", ["bfloat16", "wint8", "wint4", "wint4-all"])
 def test_dummy_weights_have_the_shapes_of_loaded_ones(tmp_path: Path, mode: str):
     folder = write_checkpoint(tmp_path, make_model(dtype="bfloat16", num_shared_experts=1))
     real = arrays_of(load(folder, 1, 2, quantization=mode))

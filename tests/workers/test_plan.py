@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("world", [1, 2, 8])
-@pytest.mark.parametrize("quantization", ["bfloat16", "wint8", "wint4"])
+@pytest.mark.parametrize("quantization", ["bfloat16", "wint8", "wint4", "wint4-all"])
 def test_predicted_bytes_are_the_allocated_ones(
     checkpoint: Path, quantization: str, world: int, kv_dtype: Literal["bfloat16", "int8"]
 ):

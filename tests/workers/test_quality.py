@@ -54,14 +54,16 @@ def test_round_trip_is_that_of_the_specification(rand: Rand, form: Format):
     assert_close(rounded(PaddleCpu(), matrix, form), expected, 0.0, str(form))
 
 
-@pytest.mark.parametrize("variant", ["wint8", "wint4", PER_CHANNEL])
+@pytest.mark.parametrize("variant", ["wint8", "wint4", PER_CHANNEL, "wint4-all"])
 def test_error_of_a_layer_is_that_of_its_quantised_matrices(checkpoint: Path, variant: str):
     squares = total = 0.0
     for name, matrix in read_tensors(checkpoint / "model.safetensors").items():
         if ".layers.1." not in name or "_proj.weight" not in name:
             continue
-        is_int4 = variant != "wint8" and ".experts." in name
-        group = 64 if is_int4 and variant == "wint4" else matrix.shape[1]
+        is_routed = ".experts." in name
+        is_int4 = variant == "wint4-all" or (variant != "wint8" and is_routed)
+        groups = {"wint4": 64, "wint4-all": 64 if is_routed else 32}
+        group = groups.get(variant, matrix.shape[1]) if is_int4 else matrix.shape[1]
         integers, scales = quantise(matrix, group, 7 if is_int4 else 127)
         difference = (integers.reshape(len(matrix), -1, group) * scales[..., None]).reshape(
             matrix.shape
@@ -78,7 +80,7 @@ def test_error_of_a_layer_is_that_of_its_quantised_matrices(checkpoint: Path, va
 # answers ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quantization", ["bfloat16", "wint8", "wint4"])
+@pytest.mark.parametrize("quantization", ["bfloat16", "wint8", "wint4", "wint4-all"])
 def test_answers_are_those_of_the_served_model(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
 ):
@@ -118,6 +120,7 @@ def test_finer_formats_are_nearer_to_the_reference(checkpoint: Path):
     assert wint4.layers[1].weights > 5 * wint8.layers[1].weights
     assert wint4.layers[1].output > wint8.layers[1].output
     assert 0 < wint8.kl < wint4.kl <= wint4.kl_worst
+    assert wint4.kl < found["wint4-all"].kl
     assert 0.5 < wint4.top1 <= wint8.top1 <= 1.0
 
 
