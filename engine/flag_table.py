@@ -58,9 +58,9 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
         Flag(("--config-overrides",), "config_overrides", values.json_object, "JSON",
              "replace keys of config.json, as in '{\"num_hidden_layers\": 8}'", "none"),
         Flag(("--quantization", "--quant"), "quantization", values.quantization, "FORMAT",
-             "format of the big weights: wint4 (routed experts int4, the rest int8), wint4-all (the rest int4 "
-             "too: a fifth less to read per token, less accurate), wint8, or bfloat16 (also bf16, none) "
-             "for unquantised", "the checkpoint's own, else bfloat16"),
+             "format of the big weights: wint4 (routed experts int4, the rest int8), wint4-all (the rest "
+             "int4, too: a fifth less to read per token, less accurate), wint8, or bfloat16 (also bf16, "
+             "none) for unquantised", "the checkpoint's own, else bfloat16"),
         Flag(("--weight-cache",), "weight_cache", values.text, "FOLDER",
              "keeps the final weights of every rank, so that the next start maps them; off for none",
              "$OCTET_CACHE/weights, for models of at least 256 MiB that are read from files"),
