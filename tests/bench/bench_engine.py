@@ -253,12 +253,13 @@ def main() -> None:
     names = ["host", "host p99", *PARTS]
     print(" " * 30 + "".join(f"{name:>9}" for name in names))
     profile = cProfile.Profile() if arguments.profile else None
-    with nullcontext() if arguments.drowsy else cores_awake():
+    with nullcontext(False) if arguments.drowsy else cores_awake() as are_awake:
         figures = measure(arguments, profile)
     if profile:
         write_profile(profile, arguments)
     elif arguments.save:
-        settings = {name: getattr(arguments, name) for name in ("context", "steps", "pause", "drowsy")}
+        settings = {name: getattr(arguments, name) for name in ("context", "steps", "pause")}
+        settings["cores_awake"] = are_awake
         save("engine", figures, settings)
 
 
