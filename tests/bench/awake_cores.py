@@ -1,7 +1,7 @@
 """Keeps idle cores from halting while something short is timed.
 
 Waking a core that has halted takes tens of microseconds, in a virtual machine most of all. A server whose
-ranks compute has no idle cores; a benchmark whose ranks answer at once has little else. Linux keeps every core
+ranks compute has no idle cores; a benchmark whose ranks answer at once has little else. Linux keeps them all
 polling for as long as somebody holds /dev/cpu_dma_latency open with a tolerance of 0, which needs root.
 """
 
