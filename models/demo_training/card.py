@@ -32,9 +32,7 @@ used.
 ## Evaluation
 
 Share of right answers on fresh samples that training never drew, greedy.
-
 {scores}
-
 Over the API, in every way of serving (`./run.sh eval --save` fills the table in):
 
 <!-- figures: eval -->
@@ -43,21 +41,21 @@ Over the API, in every way of serving (`./run.sh eval --save` fills the table in
 
 
 def model_card(run: Path, sizes: TinyModel, progress: dict[str, Any]) -> str:
-    parts = parameter_table(sizes)
+    parts, scores = parameter_table(sizes), score_table(run / EVALUATION_FILE)
     return _TEXT.format(
         millions=sum(parts.values()) / 1e6,
         samples=progress["samples"],
         steps=progress["step"],
         minutes=progress["seconds"] / 60,
         parts="\n".join(f"| {part} | {count:,} |" for part, count in parts.items() if count),
-        scores=score_table(run / EVALUATION_FILE),
+        scores=f"\n{scores}\n" if scores else "",
     )
 
 
 def score_table(file: Path) -> str:
-    """One row per skill, one column per way of serving."""
+    """One row per skill, one column per way of answering; empty where `evaluate` has kept none."""
     if not file.is_file():
-        return "Not evaluated yet: `python -m models.demo_training.evaluate_served`."
+        return ""
     columns: dict[str, dict[str, float]] = json.loads(file.read_text())
     skills = list(dict.fromkeys(skill for scores in columns.values() for skill in scores))
     head = f"| skill | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
