@@ -127,12 +127,12 @@ FAMILIES: dict[str, Callable[[random.Random], PageSample]] = {
 
 # Family and variation of every card, in the page's order.
 CHOSEN = (
-    ("count", 1),
+    ("count", 18),
     ("contents", 3),
     ("which", 2),
     ("motion", 3),
-    ("count_in_chinese", 8),
-    ("colour", 0),
+    ("count_in_chinese", 10),
+    ("number", 0),
 )
 
 

@@ -47,11 +47,8 @@ class Setup:
 
 
 # Every pair of (format, ranks), (format, chunk) and (ranks, chunk) with half of the starts.
-SETUPS = (
-    Setup("bfloat16", 1, 16),
-    Setup("bfloat16", 8, 384),
-    Setup("wint4", 1, 384),
-    Setup("wint4", 8, 16),
+SETUPS = tuple(
+    Setup(name, ranks, chunk) for name in ("bfloat16", "wint4") for ranks in (1, 8) for chunk in (16, 384)
 )
 
 
