@@ -124,6 +124,7 @@ TABLES: dict[str, Sequence[Row]] = {
                 f"{f['256 running']['host_us_p99'] / 1e3:.1f} ms p99"
             ),
             "300 us, 1 ms",
+            {"pause": False, "cores_awake": True},
         ),
         Row(
             "api, streamed tokens per second of one process",
