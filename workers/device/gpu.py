@@ -63,6 +63,7 @@ class GpuDevice(Device):
         self.slowest_flops = 1e12
         self._driver = driver
         self._group: Group | None = None
+        self._fused_sums: FusedSums | None = None  # the group, if it can
         self._scratch: Tensor | None = None  # what ops share while they run
         self._graphs: list[GpuGraph] = []
         self._is_capturing = False
@@ -76,6 +77,7 @@ class GpuDevice(Device):
     def join(self, group: Group) -> None:
         """Meet the other ranks through `group` from now on."""
         self._group = group
+        self._fused_sums = group if isinstance(group, FusedSums) else None
 
     # what a framework gives -----------------------------------------------------------------------------
 
@@ -207,8 +209,8 @@ class GpuDevice(Device):
     def all_reduce_add_rms_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
     ) -> None:
-        if isinstance(self._group, FusedSums):
-            self._group.all_reduce_add_rms_norm(x, residual, weight, eps, out)
+        if self._fused_sums is not None:
+            self._fused_sums.all_reduce_add_rms_norm(x, residual, weight, eps, out)
             return
         self.all_reduce(x)
         cuda_ops.add_rms_norm(x, residual, weight, eps, out)
@@ -234,7 +236,7 @@ class GpuDevice(Device):
     def close(self) -> None:
         if self._group is not None:
             self._group.close()
-            self._group = None
+            self._group = self._fused_sums = None
         for graph in self._graphs:
             graph.close()
         self._graphs.clear()
