@@ -159,6 +159,7 @@ def _report(request: web.Request, trace: Trace, status: int, seconds: float) -> 
             num_images=sum(prompt.num_images for prompt in trace.prompts),
             num_videos=sum(prompt.num_videos for prompt in trace.prompts),
             media_seconds=sum(prompt.media_seconds for prompt in trace.prompts),
+            stream_seconds=trace.stream_seconds,
         )
     )
 

@@ -8,6 +8,7 @@ comments keep the connection alive. How a chunk looks is in render.py.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from aiohttp import web
@@ -63,8 +64,9 @@ async def stream_answer(
             if generation.is_finished:
                 data += renderer.last_chunk() + DONE
             if data:
-                with generation.stopwatch.streaming():
-                    await _write(request, response, data)
+                began = time.monotonic()
+                await _write(request, response, data)
+                generation.stopwatch.stream_seconds += time.monotonic() - began
                 alarm.written()
     except Exception as error:
         if not response.prepared or isinstance(error, ConnectionError):
@@ -72,6 +74,7 @@ async def stream_answer(
         await _write_error(request, response, error)
     finally:
         alarm.stop()
+        request[TRACE].stream_seconds = generation.stopwatch.stream_seconds
     return response
 
 

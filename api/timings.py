@@ -8,8 +8,7 @@ the rest is what this process saw.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import msgspec
 
@@ -41,7 +40,7 @@ class Stopwatch:
         self._scheduled = 0.0  # 0.0: not yet, as below
         self._first_output = 0.0
         self._last_output = 0.0
-        self._stream_seconds = 0.0
+        self.stream_seconds = 0.0  # until the connection took what was written, added up by who writes
         self._engine: list[EngineTimings] = []  # of each sequence that the engine ended
 
     def sent(self) -> None:
@@ -54,15 +53,6 @@ class Stopwatch:
         if outputs and not self._first_output:
             self._first_output = self._last_output
             self._scheduled = self._arrival + min(output.queue_seconds for output in outputs)
-
-    @contextmanager
-    def streaming(self) -> Iterator[None]:
-        """Text is written inside; a client that reads slowly makes it long."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._stream_seconds += time.monotonic() - began
 
     def ended(self, output: RequestOutput) -> None:
         """A choice has ended with this output."""
@@ -83,7 +73,7 @@ class Stopwatch:
             total_ms=_milliseconds(last - self._arrival),
             encode_ms=self._longest("encode_seconds"),
             preempted_ms=self._longest("preempted_seconds"),
-            stream_ms=_milliseconds(self._stream_seconds),
+            stream_ms=_milliseconds(self.stream_seconds),
         )
 
     def _longest(self, name: str) -> float | None:

@@ -18,6 +18,7 @@ class Trace:
     id: str = field(default_factory=lambda: f"req-{secrets.token_hex(12)}")
     warning: str = ""  # goes into the X-Octet-Warning header
     prompts: list[Prompt] = field(default_factory=list)
+    stream_seconds: float = 0.0  # that a stream waited until its client took the text
     api_key: str = ""  # the one that let it in; empty when the server has none
     failure: Failure | None = None  # sent to the client, as a response or inside a stream
     exception: BaseException | None = None  # the cause, when it is ours and its traceback belongs in the log

@@ -93,6 +93,7 @@ class RequestObserved(msgspec.Struct, frozen=True, tag="observed", omit_defaults
     num_images: int = 0
     num_videos: int = 0
     media_seconds: float = 0.0  # fetch, decode and resize
+    stream_seconds: float = 0.0  # until the client of a stream took the text; 0.0: not streamed
 
 
 ToEngine = AddRequest | AbortRequest | Ping | RequestObserved

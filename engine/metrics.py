@@ -133,6 +133,9 @@ class Metrics:
         self._media_seconds = self._histogram(
             "media_seconds", "fetch, decode and resize of one request", _LATENCIES
         )
+        self._stream_seconds = self._histogram(
+            "stream_seconds", "until the client of one stream took its text", _LATENCIES
+        )
 
     def watch(self, name: str, help: str, read: Callable[[], float]) -> None:
         """A gauge whose value is asked for when the metrics are fetched."""
@@ -245,6 +248,8 @@ class Metrics:
             self._media.labels("video").inc(seen.num_videos)
         if seen.num_images or seen.num_videos:
             self._media_seconds.observe(seen.media_seconds)
+        if seen.stream_seconds:
+            self._stream_seconds.observe(seen.stream_seconds)
 
     def _observe_finished(self, sequence: Sequence) -> None:
         self._requests.labels(sequence.finish_reason).inc()

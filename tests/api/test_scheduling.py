@@ -160,7 +160,9 @@ async def test_stream_ends_with_a_chunk_of_timings(route: str, usage: bool) -> N
     assert all("timings" not in chunk for chunk in chunks)
 
 
-async def test_a_client_that_reads_slowly_is_seen_in_the_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_reader_is_seen_in_timings_and_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     write = web.StreamResponse.write
 
     async def write_slowly(response: web.StreamResponse, data: bytes) -> None:
@@ -178,8 +180,10 @@ async def test_a_client_that_reads_slowly_is_seen_in_the_timings(monkeypatch: py
         answer = await asked  # its head is there, so the first text is being written
         await api.engine.send(request.request_id, [107], finish_reason="length")
         events = [line[6:] for line in (await answer.text()).splitlines() if line.startswith("data: ")]
+        await api.engine.until(lambda: api.engine.observed, "the observation")
     timings = msgspec.json.decode(events[-2])["timings"]
     assert timings["stream_ms"] >= 20.0, timings
+    assert api.engine.observed[0].stream_seconds >= 0.02  # for the metrics
 
 
 async def test_nobody_gets_timings_unasked() -> None:

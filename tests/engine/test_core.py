@@ -220,7 +220,7 @@ def test_metrics_count_what_happened(folder):
     with running_core(folder) as (core, api):
         api.wait_for_state("ready")
         api.ask(make_request("one", prompt_len=70, max_tokens=5))
-        api.send(RequestObserved("/v1/chat/completions", 200, 0.5, "", 2, 1, 0.25))
+        api.send(RequestObserved("/v1/chat/completions", 200, 0.5, "", 2, 1, 0.25, 0.125))
         api.send(Ping(1))
         api.receive_until(lambda one: isinstance(one, Pong))
         wait_until(
@@ -237,6 +237,7 @@ def test_metrics_count_what_happened(folder):
             "octet:num_requests_running": 0,
             'octet:http_requests_total{error_type="",route="/v1/chat/completions",status="200"}': 1,
             'octet:media_items_total{kind="image"}': 2,
+            "octet:stream_seconds_sum": 0.125,
             "octet:step_seconds_count": 6,
         }
         assert {name: metric(core, name) for name in expected} == expected
