@@ -117,7 +117,7 @@ TABLES: dict[str, Sequence[Row]] = {
             lambda f: f"{f['all_reduce 8 ranks, 8192 bytes']['microseconds']:.0f} us",
         ),
         Row(
-            "engine, host time per step, 256 sequences",
+            "engine, host time per step, 256 sequences, cores kept awake",
             "engine",
             lambda f: (
                 f"{f['256 running']['host_us_median']:.0f} us median, "
