@@ -1,4 +1,4 @@
-"""What is where in a drawn picture, patch by patch: a lesson for the tower alone.
+"""What is where in a drawn picture, patch by patch: a lesson for the tower alone, which tutor.py gives.
 
 Who draws a picture leaves regions in its `info`; `patch_labels` turns them into a class per patch, which the
 tower's last states must tell through a linear head. That reaches every patch directly, where an answer's loss
@@ -8,12 +8,9 @@ has to find its way back through the whole decoder. The head is not part of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn.functional import cross_entropy
 
 from models.demo_training.names import COLOURS, SHAPES
 
@@ -22,7 +19,6 @@ _FORMS = [*SHAPES, *"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw
 _COLOURS = list(COLOURS)
 NUM_FORMS, NUM_COLOURS = len(_FORMS) + 1, len(_COLOURS) + 1  # 0 is the background
 UNKNOWN = 255  # of a patch nobody described, and of the colour of letters
-BACKGROUND_WEIGHT = 0.3  # of all background together, against all else
 
 
 @dataclass(frozen=True)
@@ -63,32 +59,3 @@ def _covered(centres: np.ndarray, low: float, high: float) -> np.ndarray:
     inside = (centres >= low) & (centres <= high)
     inside[np.abs(centres - (low + high) / 2).argmin()] = True
     return inside
-
-
-class Tutor:
-    """Keeps what the tower of `model` saw last; `loss` compares it with the labels."""
-
-    def __init__(self, model: Any) -> None:
-        self._head = model.patch_head
-        self._seen: torch.Tensor | None = None
-        model.model.vision_tower.ln.register_forward_hook(self._keep)
-
-    def _keep(self, module: Any, _inputs: Any, output: torch.Tensor) -> None:
-        self._seen = output if torch.is_grad_enabled() else None
-
-    def loss(self, labels: torch.Tensor) -> torch.Tensor:
-        """labels [P, 2] in the tower's order -> mean over what stands out plus a share of the background."""
-        assert self._seen is not None
-        logits = self._head(self._seen).float().split((NUM_FORMS, NUM_COLOURS), dim=1)
-        self._seen = None
-        total = torch.zeros((), device=labels.device)
-        for guess, label in zip(logits, labels.long().unbind(1), strict=True):
-            known = label != UNKNOWN
-            if known.any():
-                losses = cross_entropy(guess[known], label[known], reduction="none")
-                weights = torch.where(label[known] > 0, 1.0, 0.0)
-                weights = weights / weights.sum().clamp(min=1)
-                background = (label[known] == 0).float()
-                weights = weights + BACKGROUND_WEIGHT * background / background.sum().clamp(min=1)
-                total = total + (losses * weights).sum()
-        return total

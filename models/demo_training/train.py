@@ -36,10 +36,10 @@ from models.demo_training.low_precision import LowPrecision
 from models.demo_training.model import build_model
 from models.demo_training.optimizer import MuonAdam
 from models.demo_training.progress import Reporter
-from models.demo_training.regions import Tutor
 from models.demo_training.scores import table
 from models.demo_training.skills import SKILLS
 from models.demo_training.tokenizer import write_tokenizer_folder
+from models.demo_training.tutor import Tutor
 
 TUTOR_SHARE = 0.5  # of the loss on patches, beside that on answers
 FINAL_RATE = 0.01  # of the peak, at the end of the run
