@@ -1,4 +1,4 @@
-"""Teaches the tower what each patch shows (regions.py), through a head that is not part of the exported model."""
+"""Teaches the tower what each patch shows (regions.py), by a head that is not part of the exported model."""
 
 from __future__ import annotations
 
