@@ -10,9 +10,9 @@ import json
 import random
 from collections.abc import Callable
 
-from models.demo_training.checkers import says_exactly
+from models.demo_training.checkers import contains, says_exactly
 from models.demo_training.dialogue import Exercise, lesson, pick_language, vary
-from models.demo_training.finish import SEVERAL, picture_size
+from models.demo_training.finish import FRAME, SEVERAL, picture_size
 from models.demo_training.names import SHAPES, Language
 from models.demo_training.sample import Sample, picture, taught, user
 from models.demo_training.scene import Scene, compatible_colours, place_things, random_kinds, random_scene
@@ -108,6 +108,37 @@ def several(rng: random.Random) -> Sample:
     return lesson(rng, language, exercises, [picture(s.render(rng)) for s in scenes])
 
 
+def amounts(rng: random.Random) -> Sample:
+    """Equal things in several pictures, counted and compared."""
+    language = pick_language(rng)
+    shape, shown = pictures.amounts(rng, language)
+    words = [s.words for s in shown]
+    makes = [
+        ("pictures", lambda: pictures.most_exercise(rng, shape, shown, rng.random() < 0.6, language)),
+        ("pictures", lambda: _described(rng, words, language)),
+    ]
+    exercises = _different(rng, makes, (1, 1), rng.randint(3, 5))
+    return lesson(rng, language, exercises, [picture(s.image) for s in shown])
+
+
+def numbered(rng: random.Random) -> Sample:
+    """A number in each of several pictures, read and found."""
+    language = pick_language(rng)
+    numbers, shown = pictures.numbered(rng, language)
+    words = [s.words for s in shown]
+    makes = [
+        ("pictures", lambda: pictures.number_exercise(rng, numbers, shown, language)),
+        ("pictures", lambda: _described(rng, words, language)),
+    ]
+    exercises = _different(rng, makes, (1, 1), rng.randint(2, 4))
+    return lesson(rng, language, exercises, [picture(s.image) for s in shown])
+
+
+def _described(rng: random.Random, words: list[str], language: Language) -> Exercise:
+    number = rng.randrange(len(words))
+    return pictures.described(rng, number, words, contains(words[number]), language)
+
+
 def lines(rng: random.Random) -> Sample:
     """Several numbers and words below each other: many letters to learn from one picture."""
     language = pick_language(rng)
@@ -136,8 +167,11 @@ def small_word(rng: random.Random) -> Sample:
 
 def small_clip(rng: random.Random) -> Sample:
     """Whole clips for the price of a picture."""
-    makes = (video.sample_motion, video.sample_flashes, video.sample_colour_order)
-    return rng.choice(makes)(rng, TINY)
+    return video.clip_lesson(rng, TINY)
+
+
+def clip(rng: random.Random) -> Sample:
+    return video.clip_lesson(rng, FRAME)
 
 
 def sums(rng: random.Random) -> Sample:

@@ -11,7 +11,7 @@ from models.demo_training.checkers import is_number, names_in_order
 from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language, vary
 from models.demo_training.finish import SEVERAL, picture_size
 from models.demo_training.names import COLOURS, SHAPES, Language, a_thing, sentence, thing
-from models.demo_training.sample import Sample, picture
+from models.demo_training.sample import Checker, Sample, picture
 from models.demo_training.scene import (
     Scene,
     Thing,
@@ -108,16 +108,26 @@ def _asked_which(
 
 
 def _most(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
-    """Equal things in every picture, in different numbers."""
-    shape, most = rng.choice(list(SHAPES)), rng.random() < 0.6
-    colour = rng.choice(compatible_colours(rng))
-    counts = rng.sample(range(1, 7), _how_many(rng))
+    shape, shown = amounts(rng, language)
+    return most_exercise(rng, shape, shown, rng.random() < 0.6, language), [s.image for s in shown]
+
+
+def amounts(rng: random.Random, language: Language) -> tuple[str, list[Shown]]:
+    """Equal things in every picture, in different numbers; with their shape."""
+    shape, colour = rng.choice(list(SHAPES)), rng.choice(compatible_colours(rng))
     shown = []
-    for count in counts:
+    for count in rng.sample(range(1, 7), _how_many(rng)):
         size = picture_size(rng, SEVERAL if count < 4 else (98, SEVERAL[1]), may_be_large=False)
         scene = Scene(size, place_things(rng, [(shape, colour)] * count, size))
         joint = in_language(language, f"{count} ", f"{count}个")
         shown.append(Shown(scene.render(rng), joint + thing(shape, colour, language, count), count))
+    return shape, shown
+
+
+def most_exercise(
+    rng: random.Random, shape: str, shown: list[Shown], most: bool, language: Language
+) -> Exercise:
+    counts = [s.count for s in shown]
     number = counts.index(max(counts) if most else min(counts)) + 1
     question = vary(
         rng,
@@ -127,21 +137,34 @@ def _most(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.
         which=in_language(language, "most" if most else "fewest", "最多" if most else "最少"),
         what=SHAPES[shape].say(language, 2),
     )
-    exercise = Exercise(
+    return Exercise(
         question,
         _picture_answer(number, language),
         _chain([s.words for s in shown], language),
         is_number(number),
     )
-    return exercise, [s.image for s in shown]
 
 
 def _number(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
+    numbers, shown = numbered(rng, language)
+    return number_exercise(rng, numbers, shown, language), [s.image for s in shown]
+
+
+def numbered(rng: random.Random, language: Language) -> tuple[list[str], list[Shown]]:
+    """A different number in every picture."""
     numbers: list[str] = []
     while len(numbers) < 2 or (len(numbers) < 4 and rng.random() < 0.4):
         candidate = random_number(rng, 3)
         if candidate not in numbers:
             numbers.append(candidate)
+    images = [text_picture(rng, n, NUMBER_SIDES, with_shape=0.0) for n in numbers]
+    words = [in_language(language, f"the number {n}", f"数字{n}") for n in numbers]
+    return numbers, [Shown(image, said) for image, said in zip(images, words, strict=True)]
+
+
+def number_exercise(
+    rng: random.Random, numbers: list[str], shown: list[Shown], language: Language
+) -> Exercise:
     number = rng.randrange(len(numbers))
     question = vary(
         rng,
@@ -150,18 +173,12 @@ def _number(rng: random.Random, language: Language) -> tuple[Exercise, list[Imag
         ("哪张图片写着{n}？", "数字{n}在哪张图片里？"),
         n=numbers[number],
     )
-    images = [text_picture(rng, n, NUMBER_SIDES, with_shape=0.0) for n in numbers]
-    shown = [
-        Shown(i, in_language(language, f"the number {n}", f"数字{n}"))
-        for i, n in zip(images, numbers, strict=True)
-    ]
-    exercise = Exercise(
+    return Exercise(
         question,
         _picture_answer(number + 1, language),
         _chain([s.words for s in shown], language),
         is_number(number + 1),
     )
-    return exercise, images
 
 
 def _what_in(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
@@ -171,6 +188,14 @@ def _what_in(rng: random.Random, language: Language) -> tuple[Exercise, list[Ima
 
 def what_in_exercise(rng: random.Random, scenes: list[Scene], language: Language) -> Exercise:
     number = rng.randrange(len(scenes))
+    words = [s.describe(language) for s in scenes]
+    return described(rng, number, words, names_things(scenes[number].things), language)
+
+
+def described(
+    rng: random.Random, number: int, words: list[str], checker: Checker, language: Language
+) -> Exercise:
+    """words: what each picture shows; `number` counts from 0."""
     question = vary(
         rng,
         language,
@@ -178,9 +203,7 @@ def what_in_exercise(rng: random.Random, scenes: list[Scene], language: Language
         ("图片{n}里有什么？", "描述图片{n}。"),
         n=number + 1,
     )
-    words = [s.describe(language) for s in scenes]
-    answer = sentence(words[number], language)
-    return Exercise(question, answer, _chain(words, language), names_things(scenes[number].things))
+    return Exercise(question, sentence(words[number], language), _chain(words, language), checker)
 
 
 def _difference(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from PIL import Image
 
 from models.demo_training import drawing
-from models.demo_training.checkers import is_number, names_in_order, names_only
-from models.demo_training.dialogue import Exercise, conversation, in_language, pick_language, vary
+from models.demo_training.checkers import is_number, names_in_order, names_only, says
+from models.demo_training.dialogue import Exercise, conversation, in_language, lesson, pick_language, vary
 from models.demo_training.finish import FRAME, LARGE_FRAME, finish, picture_size
-from models.demo_training.names import COLOURS, DIRECTIONS, SHAPES, Language, join, sentence, thing
+from models.demo_training.names import COLOURS, DIRECTIONS, SHAPES, Language, a_thing, join, sentence, thing
 from models.demo_training.sample import Clip, Sample, video
 from models.demo_training.scene import MAX_TILT, compatible_colours
 
@@ -26,11 +27,75 @@ LONG = (17, 30)
 LARGE_SHARE = 0.05
 TIMED = (126, 190)  # sides of frames whose time must be read
 TIMED_ON_DARK = (200, 260)
+EVENTS_ZH = {"appear": "出现", "disappear": "消失", "change its colour": "变色"}
 TIMESTAMP_SHARE = 0.16  # of the height, at the top: things stay below it so the stamp covers nothing
 
 
-def sample_motion(rng: random.Random, sides: tuple[int, int] = FRAME) -> Sample:
+@dataclass(frozen=True)
+class Filmed:
+    """A clip of `count` frames that is not rendered yet, its question, and easier ones for lessons."""
+
+    exercise: Exercise
+    count: int
+    draw: Callable[[int], Image.Image]
+    easier: list[Exercise]
+    rate: float | None = None  # frames per second; None for any
+
+
+def sample_motion(rng: random.Random) -> Sample:
+    return _asked(rng, "motion", motion)
+
+
+def sample_flashes(rng: random.Random) -> Sample:
+    return _asked(rng, "flashes", flashes)
+
+
+def sample_colour_order(rng: random.Random) -> Sample:
+    return _asked(rng, "colour_order", colour_order)
+
+
+def sample_moment(rng: random.Random) -> Sample:
+    return _asked(rng, "moment", moment)
+
+
+def clip_lesson(rng: random.Random, sides: tuple[int, int]) -> Sample:
+    """Every question about one clip, the hard one twice: with thinking or without, as it falls."""
+    skill, film = rng.choice((("motion", motion), ("motion", motion), ("flashes", flashes),
+                              ("colour_order", colour_order)))  # fmt: skip
+    return _taught(rng, skill, film, sides)
+
+
+def moment_lesson(rng: random.Random) -> Sample:
+    """Only frames that are large enough to read the time in."""
+    return _taught(rng, "moment", moment, FRAME)
+
+
+Film = Callable[[random.Random, Language, tuple[int, int]], Filmed]
+
+
+def _asked(rng: random.Random, skill: str, film: Film) -> Sample:
     language = pick_language(rng)
+    filmed = film(rng, language, FRAME)
+    return conversation(rng, skill, language, [filmed.exercise], [video(_render(rng, filmed))])
+
+
+def _taught(rng: random.Random, skill: str, film: Film, sides: tuple[int, int]) -> Sample:
+    language = pick_language(rng)
+    filmed = film(rng, language, sides)
+    exercises = [(skill, e) for e in (filmed.exercise, *filmed.easier, filmed.exercise)]
+    return lesson(rng, language, exercises, [video(_render(rng, filmed))])
+
+
+def _render(rng: random.Random, filmed: Filmed) -> Clip:
+    """All frames; wear is drawn once per clip, or a whole clip stays clean."""
+    worn, count, rate = rng.random() < 0.4, filmed.count, filmed.rate
+    frames = tuple(finish(rng, filmed.draw(i)) if worn else filmed.draw(i) for i in range(count))
+    if rate is None:
+        rate = rng.choice(RATES if count <= SHORT[1] else (RATES[0], float(math.ceil(count / 8))))
+    return Clip(frames, rate)
+
+
+def motion(rng: random.Random, language: Language, sides: tuple[int, int]) -> Filmed:
     shape, colour, background = _look(rng)
     step = rng.choice(list(DIRECTIONS))
     count = rng.randint(*(SHORT if rng.random() < 0.8 else LONG))
@@ -58,26 +123,50 @@ def sample_motion(rng: random.Random, sides: tuple[int, int] = FRAME) -> Sample:
         shape=SHAPES[shape].say(language),
     )
     what = thing(shape, colour, language)
-    exercise = (
-        _still_exercise(question, what, language)
-        if still
-        else _moving_exercise(question, what, step, language)
+    if still:
+        easier = [_fact(language, "What is it?", "它是什么？", a_thing(shape, colour, language))]
+        return Filmed(_still_exercise(question, what, language), count, draw, easier)
+    return Filmed(
+        _moving_exercise(question, what, step, language), count, draw, _ends(step, shape, colour, language)
     )
-    return _video_sample(rng, "motion", language, exercise, count, draw)
+
+
+def _fact(language: Language, en: str, zh: str, answer: str) -> Exercise:
+    """A question of lessons: one phrasing, no chain."""
+    said = sentence(answer, language)
+    return Exercise(in_language(language, en, zh), said, "", says(said))
+
+
+def _ends(step: tuple[int, int], shape: str, colour: str, language: Language) -> list[Exercise]:
+    """What moves, and where it is at both ends of its way."""
+    first, last = _sides_of(step)
+    at = {side: in_language(language, f"at the {side}", f"在{SIDES_ZH[side]}") for side in SIDES_ZH}
+    name = SHAPES[shape].say(language)
+    return [
+        _fact(language, "What moves?", "什么在移动？", a_thing(shape, colour, language)),
+        _fact(language, f"Where is the {name} at first?", f"{name}先在哪里？", at[first]),
+        _fact(language, f"Where is the {name} at the end?", f"{name}后来在哪里？", at[last]),
+    ]
+
+
+SIDES_ZH = {"left": "左边", "right": "右边", "top": "上方", "bottom": "下方"}
+
+
+def _sides_of(step: tuple[int, int]) -> tuple[str, str]:
+    """Where it starts and where it ends."""
+    first, last = ("left", "right") if step[1] == 0 else ("top", "bottom")
+    return (last, first) if step in ((-1, 0), (0, -1)) else (first, last)
 
 
 def _moving_exercise(question: str, what: str, step: tuple[int, int], language: Language) -> Exercise:
     name = DIRECTIONS[step]
     to = f"to the {name.en}" if step[1] == 0 else name.en
     answer = in_language(language, f"It moves {to}.", f"它向{name.zh}移动。")
-    start, end = ("left", "right") if step[1] == 0 else ("top", "bottom")
-    if step in ((-1, 0), (0, -1)):
-        start, end = end, start
-    zh = {"left": "左边", "right": "右边", "top": "上方", "bottom": "下方"}
+    start, end = _sides_of(step)
     chain = in_language(
         language,
         f"The {what} is first at the {start}, then at the {end}.",
-        f"{what}先在{zh[start]}，后来在{zh[end]}。",
+        f"{what}先在{SIDES_ZH[start]}，后来在{SIDES_ZH[end]}。",
     )
     return Exercise(question, answer, chain, names_only([step], DIRECTIONS))
 
@@ -92,16 +181,15 @@ def _still_exercise(question: str, what: str, language: Language) -> Exercise:
     return Exercise(question, answer, chain, check)
 
 
-def sample_flashes(rng: random.Random, sides: tuple[int, int] = FRAME) -> Sample:
+def flashes(rng: random.Random, language: Language, sides: tuple[int, int]) -> Filmed:
     """A thing that is there in some frames and not in others; from one to six times."""
-    language = pick_language(rng)
     shape, colour, background = _look(rng)
-    flashes = rng.randint(1, 6)
-    on, off = [rng.randint(1, 2) for _ in range(flashes)], [rng.randint(1, 2) for _ in range(flashes + 1)]
+    times = rng.randint(1, 6)
+    on, off = [rng.randint(1, 2) for _ in range(times)], [rng.randint(1, 2) for _ in range(times + 1)]
     while sum(on) + sum(off) > SHORT[1]:
-        on, off = [1] * flashes, [max(1, o - 1) for o in off]
+        on, off = [1] * times, [max(1, o - 1) for o in off]
     pattern = [False] * off[0]
-    for i in range(flashes):
+    for i in range(times):
         pattern += [True] * on[i] + [False] * off[i + 1]
     size, radius = _frame_size(rng, sides)
     centre, tilt = _centre(rng, size, radius), rng.uniform(-MAX_TILT, MAX_TILT)
@@ -122,17 +210,17 @@ def sample_flashes(rng: random.Random, sides: tuple[int, int] = FRAME) -> Sample
         shape=SHAPES[shape].say(language),
     )
     answer = in_language(
-        language, f"It flashes {flashes} {'times' if flashes > 1 else 'time'}.", f"它闪了{flashes}次。"
+        language, f"It flashes {times} {'times' if times > 1 else 'time'}.", f"它闪了{times}次。"
     )
     marks = [in_language(language, "on" if p else "off", "亮" if p else "暗") for p in pattern]
     chain = in_language(language, f"Frame by frame: {', '.join(marks)}.", f"逐帧看：{'、'.join(marks)}。")
-    exercise = Exercise(question, answer, chain, is_number(flashes))
-    return _video_sample(rng, "flashes", language, exercise, len(pattern), draw)
+    listed = Exercise(in_language(language, "Go frame by frame.", "逐帧说明。"), chain, "", says(chain))
+    what = _fact(language, "What flashes?", "什么在闪？", a_thing(shape, colour, language))
+    return Filmed(Exercise(question, answer, chain, is_number(times)), len(pattern), draw, [listed, what])
 
 
-def sample_colour_order(rng: random.Random, sides: tuple[int, int] = FRAME) -> Sample:
+def colour_order(rng: random.Random, language: Language, sides: tuple[int, int]) -> Filmed:
     """A thing changes its colour one to three times."""
-    language = pick_language(rng)
     shape, _, background = _look(rng)
     visible = [c for c in COLOURS if drawing.distance(drawing.RGB[c], background) >= drawing.MIN_CONTRAST]
     colours = rng.sample(visible, rng.randint(2, 4))
@@ -163,39 +251,48 @@ def sample_colour_order(rng: random.Random, sides: tuple[int, int] = FRAME) -> S
         f"There are {len(colours)} colours: {join(names, 'en')}.",
         f"有{len(colours)}种颜色：{join(names, 'zh')}。",
     )
-    exercise = Exercise(question, answer, chain, names_in_order(colours, COLOURS))
-    return _video_sample(rng, "colour_order", language, exercise, len(owner), draw)
+    easier = [
+        _fact(language, "Which colour comes first?", "先是什么颜色？", names[0]),
+        _fact(language, "Which colour comes last?", "最后是什么颜色？", names[-1]),
+    ]
+    return Filmed(
+        Exercise(question, answer, chain, names_in_order(colours, COLOURS)), len(owner), draw, easier
+    )
 
 
-def sample_moment(rng: random.Random) -> Sample:
-    """A thing appears, vanishes or changes its colour in one frame; the answer is that frame's time."""
-    language = pick_language(rng)
+def moment(rng: random.Random, language: Language, sides: tuple[int, int]) -> Filmed:
+    """A thing appears, vanishes or changes its colour in one frame; the answer is that frame's time.
+
+    Its frames are as large as reading their time needs, whatever `sides` says.
+    """
     shape, colour, background = _look(rng)
     count, rate = rng.randint(8, SHORT[1]), rng.choice(RATES)
-    moment = rng.randint(1, count - 2)
-    event = rng.choice(("appear", "disappear", "change"))
+    changed = rng.randint(1, count - 2)
+    event = rng.choice(list(EVENTS_ZH))
     visible = [c for c in COLOURS if drawing.distance(drawing.RGB[c], background) >= drawing.MIN_CONTRAST]
     other = rng.choice([c for c in visible if c != colour])
     size, radius = _frame_size(rng, _sides_to_read_time(background))
     centre, tilt = _centre(rng, size, radius), rng.uniform(-MAX_TILT, MAX_TILT)
 
     def draw(index: int) -> Image.Image:
-        after = index >= moment
+        after = index >= changed
         if (event == "appear" and not after) or (event == "disappear" and after):
             return _frame(size, background, [])
-        shown = other if event == "change" and after else colour
+        shown = other if event == "change its colour" and after else colour
         return _frame(size, background, [(shape, shown, centre, radius, tilt)])
 
-    seconds = moment / rate
-    exercise = _moment_exercise(rng, event, shape, seconds, language)
-    return _video_sample(rng, "moment", language, exercise, count, draw, rate)
+    exercise = _moment_exercise(rng, event, shape, changed / rate, language)
+    last = in_language(language, f"at {(count - 1) / rate:g} seconds", f"在{(count - 1) / rate:g}秒")
+    easier = [
+        _fact(language, "When is the last frame?", "最后一帧在第几秒？", last),
+        _fact(language, "Which thing is it?", "是什么东西？", a_thing(shape, colour, language)),
+    ]
+    return Filmed(exercise, count, draw, easier, rate)
 
 
 def _moment_exercise(
     rng: random.Random, event: str, shape: str, seconds: float, language: Language
 ) -> Exercise:
-    en = {"appear": "appear", "disappear": "disappear", "change": "change its colour"}[event]
-    zh = {"appear": "出现", "disappear": "消失", "change": "变色"}[event]
     question = vary(
         rng,
         language,
@@ -206,7 +303,7 @@ def _moment_exercise(
         ),
         ("{shape}什么时候{event}？", "{shape}在第几秒{event}？"),
         shape=SHAPES[shape].say(language),
-        event=in_language(language, en, zh),
+        event=in_language(language, event, EVENTS_ZH[event]),
     )
     answer = in_language(language, f"At {seconds:g} seconds.", f"在{seconds:g}秒。")
     stamp = f"{int(seconds // 60):02d}:{seconds % 60:05.2f}"
@@ -269,20 +366,3 @@ def _frame(size: tuple[int, int], background: drawing.Colour, things: list[Place
     for shape, colour, centre, radius, tilt in things:
         drawing.draw_shape(canvas, shape, drawing.RGB[colour], centre, radius, tilt)
     return drawing.halve(canvas)
-
-
-def _video_sample(
-    rng: random.Random,
-    skill: str,
-    language: Language,
-    exercise: Exercise,
-    count: int,
-    draw: Callable[[int], Image.Image],
-    rate: float | None = None,
-) -> Sample:
-    """Render all frames; wear is drawn once per clip, or a whole clip stays clean."""
-    worn = rng.random() < 0.4
-    frames = tuple(finish(rng, draw(i)) if worn else draw(i) for i in range(count))
-    if rate is None:
-        rate = rng.choice(RATES if count <= SHORT[1] else (RATES[0], float(math.ceil(count / 8))))
-    return conversation(rng, skill, language, [exercise], [video(Clip(frames, rate))])
