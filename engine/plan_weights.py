@@ -42,16 +42,15 @@ def weight_bytes(
 ) -> dict[str, int]:
     """Bytes per rank of every component the model has, in the order of a forward pass; "scales" are last.
 
-    `dtype` is that of what is never quantised; on a host the head of a quantised model is int8. Tying and
-    shared experts that are still open count as untied and as none. Raises ConfigError when no int4 group
-    divides a rank's width.
+    `dtype` is that of what is never quantised; on a host the head of a quantised model is quantised, too.
+    Tying and shared experts that are still open count as untied and as none. Raises ConfigError when no
+    int4 group divides a rank's width.
     """
     size = DTYPE_BYTES[dtype]
     found: dict[str, int] = {"embedding": _vocabulary(model, world) * size}
     scales = 0
     if is_host and quantization not in ("auto", "bfloat16"):
-        found["head"] = _vocabulary(model, world)
-        scales = _vocabulary(model, world) // model.hidden_size * _SCALE_BYTES
+        found["head"], scales = _quantised_head(model, world, quantization)
     elif not model.tie_word_embeddings:
         found["head"] = found["embedding"]
     for linear in _decoder_linears(model, world):
@@ -135,6 +134,14 @@ def _linear_bytes(
             f"{linear.component} have {linear.inputs}; use wint8 or a smaller --tensor-parallel-size"
         )
     return elements // 2, elements // group * _SCALE_BYTES
+
+
+def _quantised_head(model: ModelConfig, world: int, quantization: Quantization) -> tuple[int, int]:
+    """(data, scales) on a host; the rule is that of workers/quant.py."""
+    elements, group = _vocabulary(model, world), _GROUPS[-1]
+    if quantization == "wint4-all" and model.hidden_size % group == 0:
+        return elements // 2, elements // group * _SCALE_BYTES
+    return elements, elements // model.hidden_size * _SCALE_BYTES
 
 
 def _vision_elements(vision: VisionConfig) -> int:

@@ -42,7 +42,7 @@ from workers.quant import Format, activation_dtype, format_of, head_format
 from workers.shards import Part, part_of
 from workers.weight_cache import WeightCache
 from workers.weight_cache_key import cache_key
-from workers.weight_source import CheckpointSource, DummySource, WeightSource, write
+from workers.weight_source import CheckpointSource, DummySource, WeightSource, quantise, write
 
 
 def load_weights(
@@ -167,9 +167,10 @@ class _Builder:
 
     def _ends(self) -> tuple[Tensor, Tensor, Weight]:
         """Embedding, last norm, head."""
-        form = head_format(self._quantization, self._dtype, self._device.is_gpu)
+        hidden, is_gpu = self._model.hidden_size, self._device.is_gpu
+        form = head_format(self._quantization, self._dtype, hidden, is_gpu)
         is_tied, is_plain = self._model.tie_word_embeddings, form.kind == self._dtype
-        head = None if is_plain else self._allocate(form, (len(self._share.vocab), self._model.hidden_size))
+        head = None if is_plain else self._allocate(form, (len(self._share.vocab), hidden))
         embedding = self._vocab_rows("embed_tokens.weight", head if is_tied else None)
         rows = embedding if is_tied else self._vocab_rows("lm_head.weight", head)
         norm = self._vector("norm.weight")
@@ -275,7 +276,7 @@ class _Builder:
         return self._as_kept(stack)
 
     def _vocab_rows(self, name: str, quantised: Weight | None = None) -> Tensor:
-        """[V_local, H], also as int8 where a weight for it is given; rows that pad the vocabulary are 0."""
+        """[V_local, H], and in `quantised` where that is given; rows that pad the vocabulary are 0."""
         tensor = self._tensors[name]
         part = self._part(tensor)
         shape = len(self._share.vocab), self._model.hidden_size
@@ -284,16 +285,15 @@ class _Builder:
             self._device.zeros(shape, self._dtype) if is_padded else lasting(self._device, shape, self._dtype)
         )
 
-        def quantise() -> None:
+        def make_head() -> None:
             if quantised is not None:
-                assert quantised.scales is not None
-                cuda_ops.quantize_int8(rows, quantised.data, quantised.scales)
+                quantise(rows, quantised)
                 self._pack(quantised)
 
         if part.num_rows:
-            self._fill(tensor, Weight(self._dtype, rows[: part.num_rows]), quantise)
+            self._fill(tensor, Weight(self._dtype, rows[: part.num_rows]), make_head)
         else:
-            quantise()
+            make_head()
         return rows
 
     def _vector(self, name: str, dtype: DtypeName | None = None) -> Tensor:

@@ -6,13 +6,14 @@
     wint4     int8 per row         int4 in groups      T                                 fp32
     wint4-all int4 in groups of 32 int4 in groups      T                                 fp32
 
-On a CPU the head of a quantised model is int8 per row too: it is a third of what a decode step of a small
-model reads, and its rounding is lost among the experts'. Attention and shared experts see every token: in
-int4 they cost several times the divergence of all routed experts together (`./run.sh quality` measures it),
-for a fifth less to read: wint4-all is for who wants that, with finer groups for them. In a dense model wint4
-means int4 for all decoder linears. A group is 64 inputs, or 32 where a rank's width is no multiple of 64. T
-is the activation dtype. The arithmetic is in cuda_ops (quantize_int8, quantize_int4). Weights that a
-checkpoint holds quantised already get the same formats.
+On a CPU the head of a quantised model is int8 per row too (wint4-all: int4 in groups of 32): it is a third of
+what a decode step of a small model reads, and its rounding is lost among the experts'. Attention and shared
+experts see every token: in int4 they cost several times the divergence of all routed experts together
+(`./run.sh quality` measures it), for a third less to read: wint4-all is for who wants that, with finer groups
+for all that is no routed expert. In a dense model wint4 means int4 for all decoder linears. A group is 64
+inputs, or 32 where a rank's width is no multiple of 64. T is the activation dtype. The arithmetic is in
+cuda_ops (quantize_int8, quantize_int4). Weights that a checkpoint holds quantised already get the same
+formats.
 """
 
 from __future__ import annotations
@@ -58,9 +59,14 @@ def kv_cache_dtype(
     return "int8" if config.kv_cache_dtype == "int8" else dtype
 
 
-def head_format(quantization: Quantization, dtype: Literal["float32", "bfloat16"], is_gpu: bool) -> Format:
-    """The format of the head; what it is tied to keeps the activation dtype."""
-    return Format(dtype if is_gpu or quantization in ("auto", "bfloat16") else "int8")
+def head_format(
+    quantization: Quantization, dtype: Literal["float32", "bfloat16"], hidden: int, is_gpu: bool
+) -> Format:
+    """The format of the head with `hidden` inputs; what it is tied to keeps the activation dtype."""
+    if is_gpu or quantization in ("auto", "bfloat16"):
+        return Format(dtype)
+    is_int4 = quantization == "wint4-all" and hidden % _GROUPS[-1] == 0
+    return Format("int4", _GROUPS[-1]) if is_int4 else Format("int8")
 
 
 def format_of(

@@ -66,12 +66,8 @@ class CheckpointSource:
         if weight.kind in ("float32", "bfloat16"):
             write(self._device, weight.data, values, weight.kind)
             return
-        assert weight.scales is not None
         matrix = self._device.upload(values, "bfloat16" if values.dtype == np.uint16 else "float32")
-        if weight.kind == "int8":
-            cuda_ops.quantize_int8(matrix, weight.data, weight.scales)
-        else:
-            cuda_ops.quantize_int4(matrix, weight.group, weight.data, weight.scales)
+        quantise(matrix, weight)
 
     def _fill_quantised(self, tensor: LogicalTensor, part: Part, weight: Weight) -> None:
         """Integers as they are stored; a scale per output stands for each of its groups."""
@@ -203,6 +199,15 @@ def decide_without_tensors(model: ModelConfig) -> ModelConfig:
         tie_word_embeddings=bool(model.tie_word_embeddings),
         num_shared_experts=model.num_shared_experts or 0,
     )
+
+
+def quantise(matrix: Tensor, weight: Weight) -> None:
+    """Round matrix [N, K] into an int8 or int4 weight of its shape, row-major."""
+    assert weight.scales is not None
+    if weight.kind == "int8":
+        cuda_ops.quantize_int8(matrix, weight.data, weight.scales)
+    else:
+        cuda_ops.quantize_int4(matrix, weight.group, weight.data, weight.scales)
 
 
 def write(device: Device, target: Tensor, values: np.ndarray, dtype: str) -> None:

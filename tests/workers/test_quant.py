@@ -71,7 +71,12 @@ def test_activations_follow_the_checkpoint_unless_told_otherwise():
 
 @pytest.mark.parametrize(
     ("mode", "expert", "other"),
-    [("bfloat16", "bfloat16", "bfloat16"), ("wint8", "int8", "int8"), ("wint4", "int4", "int8")],
+    [
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("wint8", "int8", "int8"),
+        ("wint4", "int4", "int8"),
+        ("wint4-all", "int4", "int4"),
+    ],
 )
 def test_loaded_weights_have_the_formats_of_the_table(tmp_path: Path, mode: str, expert: str, other: str):
     folder = write_checkpoint(tmp_path, make_model(dtype="bfloat16", num_shared_experts=1))
@@ -82,7 +87,7 @@ def test_loaded_weights_have_the_formats_of_the_table(tmp_path: Path, mode: str,
     assert {w.kind for w in [*attention, dense.up_gate, dense.down, moe.shared.up_gate, moe.shared.down]} == {
         other
     }
-    assert weights.decoder.lm_head.kind == ("bfloat16" if mode == "bfloat16" else "int8")
+    assert weights.decoder.lm_head.kind == other
     plain = [weights.vision.patch_embed, weights.resampler.mlp]
     assert {w.kind for w in plain} == {"bfloat16"}
     assert str(moe.router.dtype).endswith("float32")

@@ -18,17 +18,16 @@ from tests.workers.loaded_ranks import LoadedRanks, LogitsRecorder, prefill_rows
 def round_weights(tensors: Tensors, mode: str) -> Tensors:
     """Every decoder linear and the head of a -PT checkpoint replaced by its rounded values.
 
-    Specification 8.1 and 8.2, with an int8 head as workers/quant.py has it on a CPU; a tied one comes apart.
+    Specification 8.1 and 8.2, with a head as workers/quant.py has it on a CPU; a tied one comes apart.
     """
     rounded = dict(tensors)
     head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
-    integers, scales = quantise(head, head.shape[1], 127)
-    rounded["lm_head.weight"] = (integers * scales).astype(np.float32)
-    for name, matrix in tensors.items():
-        if not name.startswith("model.layers.") or "_proj.weight" not in name:
-            continue
-        if mode == "wint4" and ".mlp.experts." in name:
+    linears = {name: matrix for name, matrix in tensors.items() if _is_decoder_linear(name)}
+    for name, matrix in (linears | {"lm_head.weight": head}).items():
+        if mode.startswith("wint4") and ".mlp.experts." in name:
             group, largest = 64 if matrix.shape[1] % 64 == 0 else 32, 7
+        elif mode == "wint4-all":
+            group, largest = 32, 7
         else:
             group, largest = matrix.shape[1], 127
         integers, scales = quantise(matrix, group, largest)
@@ -37,7 +36,11 @@ def round_weights(tensors: Tensors, mode: str) -> Tensors:
     return rounded
 
 
-@pytest.mark.parametrize("mode", ["wint8", "wint4"])
+def _is_decoder_linear(name: str) -> bool:
+    return name.startswith("model.layers.") and "_proj.weight" in name
+
+
+@pytest.mark.parametrize("mode", ["wint8", "wint4", "wint4-all"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_quantised_logits_are_those_of_the_rounded_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, mode: str
