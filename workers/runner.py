@@ -191,9 +191,11 @@ class Runner:
         self, logits: Tensor | None, sampled: Sequence[LiveSequence]
     ) -> tuple[Download, Details | None]:
         """Sample on rank 0 and tell the others; the ids stay on the device for the next step, too."""
-        if len(self._samples) < len(sampled):
+        if self._samples.shape[0] < len(sampled):
             self._samples = self._device.empty((len(sampled),), "int32")
-        token_ids, details = self._samples[: len(sampled)], None
+        token_ids, details = self._samples, None
+        if self._samples.shape[0] > len(sampled):
+            token_ids = self._samples[: len(sampled)]
         if logits is not None:
             if self._sampler.reads_tokens(sampled):
                 self._settle()

@@ -18,6 +18,7 @@ from engine.messages import SamplingParams
 from engine.model_config import ModelConfig
 from workers.device.base import Device, Tensor
 from workers.guides import Guides
+from workers.model.workspace import Workspace
 from workers.running_step import Details
 from workers.sequences import LiveSequence
 
@@ -38,6 +39,7 @@ class Sampler:
         vocabulary_file   what the ids write, for sequences with a grammar; read when the first one comes
         """
         self._device = device
+        self._workspace = Workspace(device)
         self._eos_token_ids = model.eos_token_ids
         self._allowed_bits = device.upload(allowed_bits(model, padded_vocab_size, num_token_ids))
         self._guides = Guides(vocabulary_file, padded_vocab_size)
@@ -53,15 +55,15 @@ class Sampler:
 
         Returns the log-probabilities if any row wants some.
         """
-        device, rows = self._device, len(live)
+        take, rows = self._workspace.take, len(live)
         num_top = max(max(sequence.sampling.num_logprobs, 0) for sequence in live)
-        logprobs = device.empty((rows,), "float32")
-        top_ids = device.empty((rows, num_top), "int32")
-        top_logprobs = device.empty((rows, num_top), "float32")
+        logprobs = take("logprobs", (rows,), "float32")
+        top_ids = take("top_ids", (rows, num_top), "int32")
+        top_logprobs = take("top_logprobs", (rows, num_top), "float32")
         cuda_ops.sample_tokens(logits, self._batch(live), token_ids, logprobs, top_ids, top_logprobs)
         if all(sequence.sampling.num_logprobs < 0 for sequence in live):
             return None
-        return Details(*map(device.download_later, (logprobs, top_ids, top_logprobs)))
+        return Details(*map(self._device.download_later, (logprobs, top_ids, top_logprobs)))
 
     def _batch(self, live: Sequence[LiveSequence]) -> cuda_ops.SamplingBatch:
         """What the op needs; the part that only changes with the set of sequences is kept between steps."""
