@@ -34,14 +34,20 @@ extern "C" long run(long n) {
   return total;
 }
 """
+# A cache line at a time, in registers: left to the compiler, the loop takes a quarter longer.
 _READ = """
-extern "C" long run(const long* from, long n) {
-  long sums[32] = {};
-  for (long i = 0; i + 32 <= n; i += 32) {
-    for (int j = 0; j < 32; ++j) sums[j] ^= from[i + j];
+typedef long Line __attribute__((vector_size(64)));
+extern "C" long run(const Line* from, long n) {
+  Line a = {}, b = {}, c = {}, d = {};
+  for (long i = 0; i + 4 <= n; i += 4) {
+    a ^= from[i];
+    b ^= from[i + 1];
+    c ^= from[i + 2];
+    d ^= from[i + 3];
   }
+  a = (a ^ b) ^ (c ^ d);
   long total = 0;
-  for (long sum : sums) total ^= sum;
+  for (int i = 0; i < 8; ++i) total ^= a[i];
   return total;
 }
 """
@@ -80,7 +86,7 @@ class ReadBandwidth:
         return self._part * len(self._starts) / seconds
 
     def _read_all(self) -> None:
-        list(self._pool.map(lambda start: self._run(start, self._part // 8), self._starts))
+        list(self._pool.map(lambda start: self._run(start, self._part // 64), self._starts))
 
 
 def _compiled(source: str, *flags: str) -> ctypes._CFuncPtr:

@@ -56,13 +56,13 @@ class Pool {
   }
 
   // A task that calls this again, or a second caller (another Python thread), works inline.
-  void run(int64_t num_tasks, TaskBody body, void* context) {
+  void run(int64_t num_tasks, HandOut how, TaskBody body, void* context) {
     std::unique_lock<std::mutex> one_caller(caller_, std::defer_lock);
     if (is_inside_ || !one_caller.try_lock()) {
       for (int64_t task = 0; task < num_tasks; ++task) body(context, task);
       return;
     }
-    open_round(num_tasks, body, context);
+    open_round(num_tasks, how, body, context);
     is_inside_ = true;
     take_tasks();
     is_inside_ = false;
@@ -70,7 +70,8 @@ class Pool {
   }
 
  private:
-  void open_round(int64_t num_tasks, TaskBody body, void* context) {
+  void open_round(int64_t num_tasks, HandOut how, TaskBody body, void* context) {
+    how_ = how;
     body_ = body;
     context_ = context;
     num_tasks_ = num_tasks;
@@ -97,10 +98,13 @@ class Pool {
   }
 
   void take_tasks() {
-    for (;;) {
-      const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-      if (task >= num_tasks_) return;
-      body_(context_, task);
+    int64_t first = next_task_.load(std::memory_order_relaxed);
+    while (first < num_tasks_) {
+      const int64_t half_share = how_ == HandOut::singly ? 1 : (num_tasks_ - first) / (2 * size());
+      const int64_t end = first + (half_share > 1 ? half_share : 1);
+      if (!next_task_.compare_exchange_weak(first, end, std::memory_order_relaxed)) continue;
+      for (int64_t task = first; task < end; ++task) body_(context_, task);
+      first = next_task_.load(std::memory_order_relaxed);
     }
   }
 
@@ -159,6 +163,7 @@ class Pool {
   std::atomic<int> num_inside_{0};
   std::atomic<uint64_t> round_{0};
 
+  HandOut how_ = HandOut::singly;
   TaskBody body_ = nullptr;
   void* context_ = nullptr;
   int64_t num_tasks_ = 0;
@@ -180,8 +185,8 @@ void set_num_threads(int num_threads) {
 int num_threads() {
   return pool().size();
 }
-void run_tasks(int64_t num_tasks, TaskBody body, void* context) {
-  pool().run(num_tasks, body, context);
+void run_tasks(int64_t num_tasks, HandOut how, TaskBody body, void* context) {
+  pool().run(num_tasks, how, body, context);
 }
 
 }  // namespace octet

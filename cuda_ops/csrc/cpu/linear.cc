@@ -3,7 +3,7 @@
 //   x [M, K] fp32|bf16    W [N, K] fp32|bf16|int8|int4    bias [N]    out [M, N] fp32|bf16
 //
 //   bytes   W once per kRowBlock rows of x; flops 2 * M * N * K
-//   map     threads take panels of weight rows; the products are in dot_panel.cc
+//   map     threads take runs of panels of weight rows; the products are in dot_panel.cc
 //   needs   rows contiguous; M may be 0
 //   order   depends on K and the instruction set alone (dot_panel.h); then bias, activation, one rounding
 
@@ -55,7 +55,7 @@ Status linear(DType x_type, const void* x, const WeightView& w, DType bias_type,
       block = converted;
     }
     for (int64_t i = 0; i < num_rows; ++i) rows[i] = block + i * form.row_bytes();
-    parallel_for(ceil_div(n, width), [&](int64_t task) {
+    parallel_in_runs(ceil_div(n, width), [&](int64_t task) {
       const int64_t first = task * width, cols = std::min(width, n - first);
       float* sums = scratch<float>(Slot::outputs, size_t(kRowBlock * width));
       form.multiply(rows, num_rows, w, first, cols, sums, width);

@@ -23,6 +23,8 @@ namespace {
 
 constexpr int64_t kProductFloats = int64_t(16) << 20;  // 64 MiB of expert outputs before they are summed
 
+constexpr int64_t kMemoryBoundRows = 8;  // int8_dot.cc
+
 // Some pairs of one expert, and one panel of weight rows.
 struct Task {
   int64_t expert;
@@ -49,6 +51,13 @@ struct SortedPairs {
       place[size_t(i)] = next[size_t(ids[i])]++;
       pairs[size_t(place[size_t(i)])] = i;
     }
+  }
+
+  // Of one expert.
+  int64_t largest() const {
+    int64_t most = 0;
+    for (size_t e = 0; e + 1 < starts.size(); ++e) most = std::max(most, starts[e + 1] - starts[e]);
+    return most;
   }
 };
 
@@ -98,9 +107,12 @@ class Block {
   }
 
  private:
+  // Tasks of few rows take as long as their weights take to arrive, all the same; others differ.
   template <class Body>
-  static void run(const std::vector<Task>& tasks, Body body) {
-    parallel_for(int64_t(tasks.size()), [&](int64_t i) { body(tasks[size_t(i)]); });
+  void run(const std::vector<Task>& tasks, Body body) const {
+    const bool are_alike = sorted_.largest() <= kMemoryBoundRows;
+    hand_out(int64_t(tasks.size()), are_alike ? HandOut::in_runs : HandOut::singly,
+             [&](int64_t i) { body(tasks[size_t(i)]); });
   }
 
   template <class Width, class Rows>
