@@ -166,8 +166,8 @@ GROUPS: dict[str, tuple[Flag | Switch, ...]] = {
              "who gives tensors to the ranks; auto takes PaddlePaddle, or PyTorch where only that has CUDA"),
         Switch(("--gpu-graphs",), "gpu_graphs",
                "record decode steps on a GPU and replay them, so that a step costs the host one launch"),
-        Flag(("--cpu-threads",), "cpu_threads", values.integer(0, 1024), "N", "threads of one rank on CPU",
-             "cores / ranks, at least one"),
+        Flag(("--cpu-threads",), "cpu_threads", values.integer(0, 1024), "N", "threads of one rank on CPU; "
+             "with two cores or more to itself, it stays on them", "cores / ranks, at least one"),
         Flag(("--rank-timeout",), "rank_timeout", values.seconds, "SECONDS",
              "a rank that shows no sign of life for longer counts as dead"),
         Flag(("--seed",), "seed", values.integer(0, 2**63 - 1), "N",

@@ -8,7 +8,6 @@ avoids all this in weight_cache.py.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from engine.config import ServerConfig
 from engine.model_config import ModelConfig, effective_quantization
 from workers.checkpoint import Checkpoint
 from workers.checkpoint_inventory import LogicalTensor, model_tensors
+from workers.cores import usable_cores
 from workers.device.base import Device, DtypeName, Tensor
 from workers.device.bfloat16 import float32_from_bits
 from workers.lasting_memory import lasting
@@ -79,8 +79,8 @@ def load_weights(
 
 def threads_for_loading(config: ServerConfig) -> int:
     """What `--load-threads` says; else this rank's share of the cores, at least two."""
-    cores = len(os.sched_getaffinity(0))
-    return config.load_threads or min(max(cores // config.tensor_parallel_size, 2), 8)
+    share = len(usable_cores()) // config.tensor_parallel_size
+    return config.load_threads or min(max(share, 2), 8)
 
 
 class LayerByLayer:

@@ -35,6 +35,7 @@ from engine.messages import (
 )
 from engine.model_config import ModelConfig, read_model_config
 from engine.status_page import Heart, Phase, StatusPage
+from workers.cores import stay_on_own_cores, threads_per_rank
 from workers.device import open_device
 from workers.device.base import Device
 from workers.gpu_memory import StepLimits
@@ -137,7 +138,7 @@ class Worker:
         model = read_model_config(config.model, config.config_overrides)
         share = share_of(model, self._rank, world)
         device = open_device(config, self._rank, self._open_group)
-        cuda_ops.set_num_threads(threads_per_rank(config))
+        self._take_cores(device)
         dtype = activation_dtype(config, model)
         kv_dtype = kv_cache_dtype(config, dtype)
         weights, weight_bytes = self._load(model, device)
@@ -210,6 +211,12 @@ class Worker:
         group = cuda_ops.SharedMemoryGroup(path, self._rank, world, _COLLECTIVE_TIMEOUT)
         return PatientGroup(group, self._pulse, _COLLECTIVE_TIMEOUT)
 
+    def _take_cores(self, device: Device) -> None:
+        """Before the first thread starts: threads stay where the one stays that starts them."""
+        if not device.is_gpu and (cores := stay_on_own_cores(self._config, self._rank)):
+            log.info("on cores %s", ", ".join(map(str, sorted(cores))))
+        cuda_ops.set_num_threads(threads_per_rank(self._config))
+
     def _load(self, model: ModelConfig, device: Device) -> tuple[ModelWeights, int]:
         """The rank's weights and how many bytes they take; progress goes to the status page."""
 
@@ -222,12 +229,6 @@ class Worker:
             tile_decoder(weights.decoder, device, lambda: self._pulse.beat(_LOAD_ALLOWANCE))
         self._pulse.beat(_LOAD_ALLOWANCE)
         return weights, resident_bytes(weights)
-
-
-def threads_per_rank(config: ServerConfig) -> int:
-    """What `--cpu-threads` says, else this machine's usable cores shared evenly, at least one."""
-    cores = len(os.sched_getaffinity(0))
-    return config.cpu_threads or max(cores // config.tensor_parallel_size, 1)
 
 
 def _sentence(error: Exception) -> str:
