@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from tests.checks import assert_close, assert_same_bits
 from tests.conftest import Rand
 from tests.workers.fake_collectives import FakeNcclLibrary, LoneHost
 from tests.workers.fake_cuda import FakeCuda, FakePaddleGpu, streamed_ops, torch_gpu
-from workers.device import open_gpu
+from workers.device import open_gpu, paddle_gpu
 from workers.device.base import Device
 from workers.device.bfloat16 import bits_from_float32, float32_from_bits
 from workers.device.driver import Driver
@@ -180,6 +182,53 @@ def test_closing_gives_graphs_and_pinned_memory_back(device: Any):
 
 
 # what is missing ----------------------------------------------------------------------------------------
+
+
+def test_large_arrays_go_through_pinned_memory_that_is_not_kept(device: Any, rand: Rand):
+    array = rand.numpy.integers(0, 100, (6 << 20) + 5).astype("int32")
+    before = len(device.cuda._pinned)
+    assert_same_bits(device.download(device.upload(array)), array)
+    assert len(device.cuda._pinned) == before
+
+
+@pytest.mark.parametrize("framework", ["paddle", "torch"])
+def test_each_thread_makes_its_framework_and_the_ops_use_the_ranks_stream(
+    framework: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The real devices up to the calls that need CUDA, which are written down instead."""
+    calls: list[tuple[Any, ...]] = []
+
+    def noted(name: str, result: Any = None) -> Callable[..., Any]:
+        return lambda *arguments: calls.append((name, *arguments)) or result
+
+    if framework == "paddle":
+        opened = SimpleNamespace(stream_base=SimpleNamespace(cuda_stream=41))
+        monkeypatch.setattr(paddle_gpu.paddle.device, "set_device", noted("device"))
+        monkeypatch.setattr(paddle_gpu.paddle.device, "current_stream", lambda place: opened)
+        kind: type[GpuDevice] = PaddleGpu
+        expected = [("device", "gpu:1")]
+    else:
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+        from workers.device.torch_gpu import TorchGpu
+
+        opened = SimpleNamespace(cuda_stream=41)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda place: opened)
+        monkeypatch.setattr(torch.cuda, "set_device", noted("device"))
+        monkeypatch.setattr(torch.cuda, "set_stream", noted("stream"))
+        kind = TorchGpu
+        expected = [("device", torch.device("cuda:1")), ("stream", opened)]
+    monkeypatch.setattr(cuda_ops, "set_stream", noted("ops"))
+    monkeypatch.setattr(cuda_ops, "set_workspace", noted("workspace"))
+    expected += [("ops", 41, 1), ("workspace", None)]
+    device = kind(Driver(1, FakeCuda(2)), 1, 2)  # type: ignore[call-arg, arg-type]
+    assert calls[-len(expected) :] == expected
+    calls.clear()
+    device.enter_thread()
+    assert calls == [], "the same thread enters once"
+    another = threading.Thread(target=device.enter_thread)
+    another.start()
+    another.join()
+    assert calls == expected
 
 
 def test_no_driver_is_one_sentence(monkeypatch: pytest.MonkeyPatch):

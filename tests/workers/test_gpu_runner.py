@@ -264,6 +264,40 @@ def test_logits_that_are_no_numbers_end_the_step_with_a_sentence(ranks: GpuRanks
 # ranks --------------------------------------------------------------------------------------------------
 
 
+def test_blocks_that_went_to_the_host_and_back_elsewhere_give_the_same_answer(
+    rand: Rand, folder: Path, prompts: list[Prompt]
+):
+    expected = outputs(GpuRanks(MODEL, folder), prompts[1:2], 4, RANDOM)[0]
+    ranks = GpuRanks(MODEL, folder, num_host_blocks=8)
+    driver = Driver(ranks)  # type: ignore[arg-type]
+    seq_id = driver.add(prompts[1], RANDOM)
+    driver.generate([seq_id], 2)
+    blocks = driver._blocks[seq_id]
+    out = [(block, place) for place, block in enumerate(blocks)]
+    elsewhere = [block for block in range(ranks.num_blocks) if block not in blocks][: len(blocks)]
+    ranks.run(StepPlan(100, swap_out=out))
+    back = [(place, block) for place, block in enumerate(elsewhere)]
+    again = NewSequence(1000, [*prompts[1].token_ids, *driver.tokens(seq_id)], len(prompts[1].token_ids),
+                        RANDOM, prompts[1].media, driver._num_computed[seq_id])  # fmt: skip
+    plan = StepPlan(101, [Chunk(1000, 1, elsewhere, True)], [again], [seq_id], swap_in=back)
+    found = tokens_of(ranks.run(plan), plan)[0]
+    assert found.token_id == expected[2][0], f"{rand}: {found} is not {expected[2]}"
+    assert found.logprobs is not None and found.logprobs.logprob == expected[2][1], rand
+
+
+def test_canary_on_a_gpu_knows_whose_blocks_are_whose(rand: Rand, folder: Path, prompts: list[Prompt]):
+    expected = outputs(GpuRanks(MODEL, folder), prompts[1:2], 3, RANDOM)[0]
+    driver = Driver(GpuRanks(MODEL, folder, kv_canary=True))  # type: ignore[arg-type]
+    first, other = driver.add(prompts[1], RANDOM), driver.add(prompts[0], RANDOM)
+    driver.generate([first, other], 2)
+    same = driver.add_with_cached_blocks(prompts[1], first, 1)
+    driver.generate([same], 3)
+    assert driver.bits(same) == expected, rand
+    wrong = driver.add_with_cached_blocks(prompts[1], other, 1)
+    with pytest.raises(EngineError, match=r"KV block \d+ was given to sequence"):
+        driver.generate([wrong], 1)
+
+
 def test_two_gpus_agree_with_one(rand: Rand, folder: Path, prompts: list[Prompt]):
     single, pair = (GpuRanks(MODEL, folder, world=world, quantization="wint8") for world in (1, 2))
     (one,), (two,) = (outputs(each, prompts[1:2], 1, GREEDY) for each in (single, pair))

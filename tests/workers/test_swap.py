@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from engine.errors import EngineError
 from engine.messages import Chunk, NewSequence, StepPlan
 from tests.conftest import Rand
 from tests.workers.builders import make_prompt, make_raw_weights, make_tiny_config
+from tests.workers.fake_cuda import FakePaddleGpu, streamed_ops, torch_gpu
 from tests.workers.ranks import BLOCK_SIZE, GREEDY, Ranks
+from workers.device.base import Device
 from workers.device.host import dtype_of
 from workers.device.paddle import PaddleCpu
 from workers.kv_cache import KvCache, block_bytes
@@ -24,27 +27,37 @@ MODEL = make_tiny_config(num_layers=2)
 SHARE = share_of(MODEL, 0, 1)
 
 
-def make_cache(rand: Rand, dtype: str, num_blocks: int) -> tuple[PaddleCpu, KvCache, list[np.ndarray]]:
+@pytest.fixture(params=["cpu", "paddle gpu", "torch gpu"])
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    if request.param == "cpu":
+        yield PaddleCpu()
+        return
+    with streamed_ops():
+        yield FakePaddleGpu() if request.param == "paddle gpu" else torch_gpu()()
+
+
+def make_cache(device: Device, rand: Rand, dtype: str, num_blocks: int) -> tuple[KvCache, list[np.ndarray]]:
     """A cache full of random values, and copies of its tensors' bits."""
-    device = PaddleCpu()
     kv = KvCache.allocate(device, MODEL, SHARE, dtype, num_blocks, BLOCK_SIZE)  # type: ignore[arg-type]
     for tensor in tensors_of(kv):
         values = rand.normal(*tensor.shape)
         device.write(tensor, (20 * values).astype(np.int8) if dtype_of(tensor) == "int8" else values)
-    return device, kv, bits_of(device, kv)
+    return kv, bits_of(device, kv)
 
 
 def tensors_of(kv: KvCache) -> list:
     return [tensor for layer in kv.layers for tensor in layer]
 
 
-def bits_of(device: PaddleCpu, kv: KvCache) -> list[np.ndarray]:
+def bits_of(device: Device, kv: KvCache) -> list[np.ndarray]:
     return [device.host_bits(tensor).copy() for tensor in tensors_of(kv)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_block_comes_back_elsewhere_with_the_same_bits_and_touches_no_other(rand: Rand, dtype: str):
-    device, kv, before = make_cache(rand, dtype, num_blocks=6)
+def test_block_comes_back_elsewhere_with_the_same_bits_and_touches_no_other(
+    device: Device, rand: Rand, dtype: str
+):
+    kv, before = make_cache(device, rand, dtype, num_blocks=6)
     space = SwapSpace(device, kv, num_blocks=3)
     assert space.copy([(1, 2), (4, 0)], []).num_blocks == 2
     assert space.copy([], [(2, 5), (0, 3)]).num_blocks == 2
@@ -54,8 +67,8 @@ def test_block_comes_back_elsewhere_with_the_same_bits_and_touches_no_other(rand
             assert np.array_equal(new[block], old[moved.get(block, block)]), f"{rand}: block {block}"
 
 
-def test_block_that_goes_out_and_is_overwritten_in_one_plan_is_saved_first(rand: Rand):
-    device, kv, before = make_cache(rand, "float32", num_blocks=3)
+def test_block_that_goes_out_and_is_overwritten_in_one_plan_is_saved_first(device: Device, rand: Rand):
+    kv, before = make_cache(device, rand, "float32", num_blocks=3)
     space = SwapSpace(device, kv, num_blocks=2)
     space.copy([(0, 0)], [])
     space.copy([(1, 1)], [(0, 1)])  # place 0 comes into the block that goes to place 1
