@@ -3,8 +3,11 @@
 Method        A3B-8L: the ERNIE-4.5-21B-A3B preset cut to 8 layers, random weights, through the workers'
               Runner in this process, one rank: everything a step does but the engine. Prompts are random
               tokens, sampling is greedy. Rounds of all measurements follow one another, so that a busy moment
-              hits all of them; the best and the median of the rounds are reported. The arithmetic peak and
+              hits all of them; the best and the median of the rounds are reported. A decode step counts as
+              the best of a few that follow one another, with --busy as their mean. The arithmetic peak and
               the read bandwidth are those of cpu_limits.py.
+Busy          --busy N runs N processes beside it that only count: what is left to a server that shares its
+              cores. In proportion would be threads / (threads + N).
 Peer          where llama-cpp-python and gguf are installed (pip install -e '.[bench]'), llama.cpp on a random
               Q4_0 model of the same shapes, with as many threads, measured after each of ours in each round.
               A ratio is our tokens per second over its. It reads 4.5 bits per weight and 6.6 of the head;
@@ -16,7 +19,8 @@ How to read   share is bytes per second over the read bandwidth measured in the 
               fast as memory; for prefill operations over the int8 peak of the threads. On a busy machine
               both move: trust the best of the rounds.
 Reference     tests/bench/results/cpu-*.json, one file per kept run with machine, date and commit
-Run           ./run.sh bench cpu [--layers 8] [--quant wint4] [--threads N] [--rounds 5] [--no-peer] [--save]
+Run           ./run.sh bench cpu [--layers 8] [--quant wint4] [--threads N] [--rounds 5] [--busy N]
+              [--no-peer] [--save]
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ import argparse
 import contextlib
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +60,7 @@ from workers.runner import Runner
 PRESET = "ernie-4.5-21b-a3b"
 PROMPT = 512  # tokens of the prefill that is timed
 DECODED_STEPS = 8  # per round and batch
+BUSY_STEPS = 24  # some time slices of the scheduler
 BATCHES = (1, 8, 16)
 
 
@@ -158,19 +165,20 @@ def random_prompt(numpy: np.random.Generator, length: int) -> Prompt:
 class Measurement:
     """Seconds of one kind of step, ours and the peer's, and what it must do at least."""
 
-    def __init__(self, kind: str, tokens: int, step: Callable[[], float]) -> None:
+    def __init__(self, kind: str, tokens: int, steps: int, is_busy: bool, step: Callable[[], float]) -> None:
         self.name = f"prefill {tokens}" if kind == "prefill" else f"{kind} batch {tokens}"
         self.kind, self.tokens, self._step = kind, tokens, step
+        self._num_steps, self._combine = steps, statistics.mean if is_busy else min
         self.num_bytes, self.operations = 0.0, 0.0
         self.seconds: list[float] = []
         self.peer_seconds: list[float] = []
         self.shares: list[float] = []
 
     def repeat(self, bandwidth: float, peak: float | None, peer: LlamaPeer | None) -> None:
-        seconds = self._step()
+        seconds = self._combine([self._step() for _ in range(self._num_steps)])
         self.seconds.append(seconds)
         if peer:
-            self.peer_seconds.append(peer.seconds(self.kind, self.tokens))
+            self.peer_seconds.append(self._combine(peer.seconds(self.kind, self.tokens, self._num_steps)))
         if self.num_bytes:
             self.shares.append(self.num_bytes / seconds / bandwidth)
         elif peak:
@@ -212,8 +220,8 @@ class Measurement:
 
 
 def decode(driver: Driver, seq_ids: list[int]) -> float:
-    """Seconds of one decode step: the best of a few that follow one another."""
-    return min(seconds_of(lambda: driver.step(dict.fromkeys(seq_ids, 1))) for _ in range(DECODED_STEPS))
+    """Seconds of one step."""
+    return seconds_of(lambda: driver.step(dict.fromkeys(seq_ids, 1)))
 
 
 def prefill(driver: Driver, numpy: np.random.Generator) -> float:
@@ -223,21 +231,33 @@ def prefill(driver: Driver, numpy: np.random.Generator) -> float:
     return seconds
 
 
-def make_measurements(rank: OneRank) -> list[Measurement]:
+def make_measurements(rank: OneRank, is_busy: bool) -> list[Measurement]:
     driver, numpy = Driver(rank), np.random.default_rng(1)  # type: ignore[arg-type]
-    made = []
+    made, steps = [], BUSY_STEPS if is_busy else DECODED_STEPS
     for batch in BATCHES:
         seq_ids = [driver.add(random_prompt(numpy, 32)) for _ in range(batch)]
         driver.generate(seq_ids, 2)
         with TouchedExperts() as touched:
             driver.step(dict.fromkeys(seq_ids, 1))
-        one = Measurement("decode", batch, lambda ids=seq_ids: decode(driver, ids))
+        one = Measurement("decode", batch, steps, is_busy, lambda ids=seq_ids: decode(driver, ids))
         one.num_bytes = dense_bytes(rank.weights.decoder) + touched.num_bytes
         one.operations = 2.0 * batch * active_weights(rank.model, rank.weights.decoder)
         made.append(one)
-    whole = Measurement("prefill", PROMPT, lambda: prefill(driver, numpy))
+    whole = Measurement("prefill", PROMPT, 1, is_busy, lambda: prefill(driver, numpy))
     whole.operations = 2.0 * PROMPT * active_weights(rank.model, rank.weights.decoder)
     return [*made, whole]
+
+
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """So many processes that only count, until the block is left."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager
@@ -261,11 +281,13 @@ def main() -> None:
     parser.add_argument("--quant", default="wint4", choices=["wint4", "wint4-all", "wint8", "bfloat16"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="processes that compute beside it")
     parser.add_argument("--no-peer", action="store_true", help="do not measure llama.cpp")
     save_option(parser)
     given = parser.parse_args()
     peak, read_bandwidth = int8_peak(), ReadBandwidth(given.threads)
-    print(f"{heading()}\n{PRESET}, {given.layers} layers, {given.quant}, random weights")
+    print(f"{heading()}\n{PRESET}, {given.layers} layers, {given.quant}, random weights"
+          + (f", beside {given.busy} busy processes" if given.busy else ""))  # fmt: skip
     cuda_ops.set_num_threads(given.threads)
     bandwidths = []
     with contextlib.ExitStack() as stack:
@@ -274,7 +296,8 @@ def main() -> None:
         peer = None
         if not given.no_peer:
             peer = stack.enter_context(open_peer(rank.model, given.threads, folder))
-        measurements = make_measurements(rank)
+        measurements = make_measurements(rank, bool(given.busy))
+        stack.enter_context(busy_processes(given.busy))
         for _ in range(given.rounds):
             for one in measurements:
                 bandwidths.append(read_bandwidth())
@@ -293,6 +316,7 @@ def main() -> None:
             "layers": given.layers,
             "quantization": given.quant,
             "threads": given.threads,
+            "busy": given.busy,
         }
         save("cpu", {"machine": limits} | {one.name: one.summary() for one in measurements}, settings)
 

@@ -1,9 +1,8 @@
 """llama.cpp on the same shapes in a process of its own, measured whenever the benchmark asks.
 
 The benchmark holds a `LlamaPeer`; the process (this file as a program) loads the model once, then answers
-one line per question: "decode 16" with the seconds of a decode step of 16 sequences (the best of a few that
-follow one another), "prefill 512" with those of a 512-token prompt. Its threads sleep in between. Needs
-llama-cpp-python.
+one line per question: "decode 16 8" with the seconds of 8 decode steps of 16 sequences, one after the other,
+"prefill 512 1" with those of a 512-token prompt. Its threads sleep in between. Needs llama-cpp-python.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-DECODED_STEPS = 8
 _CONTEXT_TOKENS = 32  # in each sequence before decoding
 _MAX_SEQUENCES = 16
 _PACKAGES = ("gguf", "llama_cpp")
@@ -38,11 +36,11 @@ class LlamaPeer:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._read()  # "ready"
 
-    def seconds(self, kind: str, count: int) -> float:
+    def seconds(self, kind: str, count: int, steps: int) -> list[float]:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{kind} {count}\n")
+        self._process.stdin.write(f"{kind} {count} {steps}\n")
         self._process.stdin.flush()
-        return float(self._read())
+        return [float(text) for text in self._read().split()]
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -84,17 +82,20 @@ class _Llama:
             raise RuntimeError(f"llama.cpp does not open {path}")
         self._numpy = np.random.default_rng(2)
 
-    def decode(self, batch: int) -> float:
+    def decode(self, batch: int, steps: int) -> list[float]:
         self._clear()
         for sequence in range(batch):
             self._step([(sequence, position) for position in range(_CONTEXT_TOKENS)], [])
         times = []
-        for position in range(_CONTEXT_TOKENS, _CONTEXT_TOKENS + DECODED_STEPS + 1):
+        for position in range(_CONTEXT_TOKENS, _CONTEXT_TOKENS + steps + 1):
             rows = [(sequence, position) for sequence in range(batch)]
             times.append(self._step(rows, range(batch)))
-        return min(times[1:])
+        return times[1:]
 
-    def prefill(self, length: int) -> float:
+    def prefill(self, length: int, steps: int) -> list[float]:
+        return [self._prefill(length) for _ in range(steps)]
+
+    def _prefill(self, length: int) -> float:
         self._clear()
         return self._step([(0, position) for position in range(length)], [length - 1])
 
@@ -128,8 +129,8 @@ def main() -> None:
     llama = _Llama(sys.argv[1], int(sys.argv[2]))
     print("ready", flush=True)
     for line in sys.stdin:
-        kind, count = line.split()
-        print(getattr(llama, kind)(int(count)), flush=True)
+        kind, count, steps = line.split()
+        print(*getattr(llama, kind)(int(count), int(steps)), flush=True)
 
 
 if __name__ == "__main__":
