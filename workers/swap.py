@@ -10,11 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from engine.config import ServerConfig
 from engine.model_config import ModelConfig
 from workers.device.base import Device, DtypeName, Tensor
+from workers.device.host import bytes_of
 from workers.kv_cache import KvCache, block_bytes
 from workers.parallel import Share
 
@@ -24,37 +23,46 @@ Copies = Sequence[tuple[int, int]]  # from, to
 @dataclass(frozen=True, slots=True)
 class SwapStats:
     num_blocks: int = 0  # copied, out and in
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the host
 
 
 class SwapSpace:
-    """Room for `num_blocks` blocks of this rank's keys and values, bit for bit as on the device."""
+    """Room for `num_blocks` blocks of this rank's keys and values, bit for bit as on the device.
+
+    On a GPU copies are issued and not waited for: what comes after them on the stream finds them done.
+    """
 
     def __init__(self, device: Device, kv: KvCache, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self._device = device
         layers = kv.layers if num_blocks else []
         self._tensors: list[Tensor] = [tensor for layer in layers for tensor in layer]
-        self._host = [self._allocate(tensor) for tensor in self._tensors]
+        self._block_bytes = [bytes_of(tensor[0:1]) for tensor in self._tensors]
+        self._starts = [num_blocks * sum(self._block_bytes[:i]) for i in range(len(self._tensors))]
+        self._store = device.host_store(num_blocks * sum(self._block_bytes))
 
     def copy(self, out: Copies, back: Copies) -> SwapStats:
-        """`out` has pairs of block and place, `back` of place and block; done when this returns."""
+        """`out` has pairs of block and place, `back` of place and block."""
         if not out and not back:
             return SwapStats()
         began = time.perf_counter()
-        for tensor, host in zip(self._tensors, self._host, strict=True):
-            for block, place in out:
-                host[place] = self._device.host_bits(tensor[block : block + 1])[0]
-        for tensor, host in zip(self._tensors, self._host, strict=True):
-            for place, block in back:
-                self._device.write(tensor[block : block + 1], host[place : place + 1])
-        self._device.synchronize()
+        parts = list(zip(self._tensors, self._starts, self._block_bytes, strict=True))
+        for block, place, count in runs(out):
+            for tensor, start, size in parts:
+                self._store.save(tensor[block : block + count], start + place * size)
+        for place, block, count in runs(back):
+            for tensor, start, size in parts:
+                self._store.load(tensor[block : block + count], start + place * size)
         return SwapStats(len(out) + len(back), time.perf_counter() - began)
 
-    def _allocate(self, tensor: Tensor) -> np.ndarray:
-        """[num_blocks, ...one block], bf16 as uint16. The system gives the memory when it is first used."""
-        one = self._device.host_bits(tensor[0:1])
-        return np.empty((self.num_blocks, *one.shape[1:]), one.dtype)
+
+def runs(copies: Copies) -> list[tuple[int, int, int]]:
+    """(from, to, count): pairs that follow one another on both sides are one copy."""
+    found: list[tuple[int, int, int]] = []
+    for source, target in copies:
+        if found and (source, target) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
+            found[-1] = (*found[-1][:2], found[-1][2] + 1)
+        else:
+            found.append((source, target, 1))
+    return found
 
 
 def host_blocks_that_fit(config: ServerConfig, model: ModelConfig, share: Share, dtype: DtypeName) -> int:

@@ -270,12 +270,13 @@ def test_blocks_that_went_to_the_host_and_back_elsewhere_give_the_same_answer(
     expected = outputs(GpuRanks(MODEL, folder), prompts[1:2], 4, RANDOM)[0]
     ranks = GpuRanks(MODEL, folder, num_host_blocks=8)
     driver = Driver(ranks)  # type: ignore[arg-type]
-    seq_id = driver.add(prompts[1], RANDOM)
-    driver.generate([seq_id], 2)
+    seq_id, other = driver.add(prompts[1], RANDOM), driver.add(prompts[0], RANDOM)
+    driver.generate([seq_id, other], 2)
     blocks = driver._blocks[seq_id]
     out = [(block, place) for place, block in enumerate(blocks)]
-    elsewhere = [block for block in range(ranks.num_blocks) if block not in blocks][: len(blocks)]
-    ranks.run(StepPlan(100, swap_out=out))
+    ranks.launch(StepPlan(100, [driver._chunk(other, 1)], swap_out=out))  # fails if it waits for the copies
+    taken = [*blocks, *driver._blocks[other]]
+    elsewhere = [block for block in range(ranks.num_blocks) if block not in taken][: len(blocks)]
     back = [(place, block) for place, block in enumerate(elsewhere)]
     again = NewSequence(1000, [*prompts[1].token_ids, *driver.tokens(seq_id)], len(prompts[1].token_ids),
                         RANDOM, prompts[1].media, driver._num_computed[seq_id])  # fmt: skip

@@ -21,7 +21,7 @@ from workers.device.host import dtype_of
 from workers.device.paddle import PaddleCpu
 from workers.kv_cache import KvCache, block_bytes
 from workers.parallel import share_of
-from workers.swap import SwapSpace, host_blocks_that_fit
+from workers.swap import SwapSpace, host_blocks_that_fit, runs
 
 MODEL = make_tiny_config(num_layers=2)
 SHARE = share_of(MODEL, 0, 1)
@@ -76,6 +76,11 @@ def test_block_that_goes_out_and_is_overwritten_in_one_plan_is_saved_first(devic
     after = bits_of(device, kv)
     assert all(np.array_equal(new[1], old[0]) for new, old in zip(after, before, strict=True)), rand
     assert all(np.array_equal(new[2], old[1]) for new, old in zip(after, before, strict=True)), rand
+
+
+def test_blocks_side_by_side_on_both_sides_travel_together():
+    assert runs([]) == []
+    assert runs([(4, 0), (5, 1), (6, 2), (8, 3), (9, 5), (10, 6)]) == [(4, 0, 3), (8, 3, 1), (9, 5, 2)]
 
 
 def test_given_host_memory_is_shared_by_all_ranks():

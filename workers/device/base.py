@@ -68,6 +68,16 @@ class Download(Protocol):
         """The array, once it is there; to be asked for once."""
 
 
+class HostStore(Protocol):
+    """Host memory for what is on the device, bit for bit; copies follow what was issued before them."""
+
+    def save(self, tensor: Tensor, place: int) -> None:
+        """Copy a contiguous tensor to the bytes from `place` on; what is issued next may overwrite it."""
+
+    def load(self, tensor: Tensor, place: int) -> None:
+        """Overwrite a contiguous tensor with the bytes from `place` on."""
+
+
 class Graph(Protocol):
     """Work that was recorded once; it reads and writes the very tensors that were named then."""
 
@@ -136,6 +146,9 @@ class Device(Protocol):
 
         The array must be contiguous, aligned to 64 bytes and writable; the tensor keeps it alive.
         """
+
+    def host_store(self, num_bytes: int) -> HostStore:
+        """Memory that lasts as long as the device; pinned on a GPU, where nobody waits for its copies."""
 
     def view(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         """The same memory under another shape with as many elements."""

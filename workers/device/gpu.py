@@ -24,7 +24,7 @@ from workers.device.bfloat16 import host_array
 from workers.device.driver import Driver, out_of_memory
 from workers.device.gpu_group import FusedSums
 from workers.device.host import dtype_of
-from workers.device.staging import Downloads, PinnedDownload, Uploads
+from workers.device.staging import Downloads, PinnedDownload, PinnedStore, Uploads
 
 if TYPE_CHECKING:
     from cuda_ops import Weight
@@ -66,6 +66,7 @@ class GpuDevice(Device):
         self._fused_sums: FusedSums | None = None  # the group, if it can
         self._scratch: Tensor | None = None  # what ops share while they run
         self._graphs: list[GpuGraph] = []
+        self._stores: list[PinnedStore] = []
         self._is_capturing = False
         self._threads = threading.local()  # which threads have entered
         driver.enter()
@@ -149,6 +150,11 @@ class GpuDevice(Device):
 
     def adopt(self, array: np.ndarray, dtype: DtypeName) -> Tensor:
         return self.upload(array, dtype)
+
+    def host_store(self, num_bytes: int) -> PinnedStore:
+        self.enter_thread()
+        self._stores.append(PinnedStore(self._driver, self.stream, num_bytes))
+        return self._stores[-1]
 
     def lend_scratch(self, num_bytes: int) -> None:
         self._scratch = self.empty((num_bytes,), "uint8")
@@ -240,6 +246,8 @@ class GpuDevice(Device):
         for graph in self._graphs:
             graph.close()
         self._graphs.clear()
+        for store in self._stores:
+            store.close()
         self._uploads.close()
         self._downloads.close()
 

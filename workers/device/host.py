@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import cuda_ops
-from workers.device.base import Activation, Device, DtypeName, Graph, Group, Tensor
+from workers.device.base import BYTES_PER_ELEMENT, Activation, Device, DtypeName, Graph, Group, Tensor
 from workers.device.bfloat16 import HOST_TYPES, float32_from_bits, host_array
 
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 def dtype_of(tensor: Tensor) -> DtypeName:
     """The name of a tensor's dtype, whichever framework made it."""
     return str(tensor.dtype).rpartition(".")[2]  # type: ignore[return-value]
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Of a contiguous tensor. Raises ValueError for another."""
+    if not tensor.is_contiguous():
+        raise ValueError(f"cannot copy a tensor of shape {list(tensor.shape)} that is not contiguous")
+    return prod(tensor.shape) * BYTES_PER_ELEMENT[dtype_of(tensor)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,22 @@ class Arrived:
 
     def result(self) -> np.ndarray:
         return self.array
+
+
+class PlainStore:
+    """Memory that the system gives when it is first used; implements workers.device.base.HostStore."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._memory = np.empty(num_bytes, np.uint8)
+
+    def save(self, tensor: Tensor, place: int) -> None:
+        ctypes.memmove(self._address(place), tensor.data_ptr(), bytes_of(tensor))
+
+    def load(self, tensor: Tensor, place: int) -> None:
+        ctypes.memmove(tensor.data_ptr(), self._address(place), bytes_of(tensor))
+
+    def _address(self, place: int) -> int:
+        return int(self._memory.ctypes.data) + place
 
 
 class HostDevice(Device):
@@ -89,6 +112,9 @@ class HostDevice(Device):
             raise ValueError(f"cannot look at a tensor of shape {list(tensor.shape)} that is not contiguous")
         memory = (ctypes.c_char * (prod(tensor.shape) * dtype.itemsize)).from_address(tensor.data_ptr())
         return np.frombuffer(memory, dtype).reshape(tuple(tensor.shape))
+
+    def host_store(self, num_bytes: int) -> PlainStore:
+        return PlainStore(num_bytes)
 
     def lend_scratch(self, num_bytes: int) -> None:
         pass  # the CPU's ops have memory of their own

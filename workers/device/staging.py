@@ -2,7 +2,8 @@
 
 An upload is copied into one half of a pinned buffer and read from there by the GPU whenever it gets that far;
 the halves take turns, so the host waits only when the GPU is a whole half behind. A download gets a
-pinned block of its own until it is asked for.
+pinned block of its own until it is asked for. What is to stay on the host has a store, which is pinned as a
+whole.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import threading
 
 import numpy as np
 
-from workers.device.base import DtypeName
+from workers.device.base import DtypeName, Tensor
 from workers.device.bfloat16 import HOST_TYPES, float32_from_bits
 from workers.device.driver import Driver
+from workers.device.host import bytes_of
 
 _HALF = 32 << 20  # bytes of one half of the upload buffer
 _ALIGNMENT = 256
@@ -135,3 +137,22 @@ class Downloads:
     def _release(self, block: _Block) -> None:
         self.driver.destroy_event(block.event)
         self.driver.free_pinned(block.address)
+
+
+class PinnedStore:
+    """Implements workers.device.base.HostStore: copies wait on the stream, and nobody for them."""
+
+    def __init__(self, driver: Driver, stream: int, num_bytes: int) -> None:
+        self._driver, self._stream = driver, stream
+        self._base = driver.allocate_pinned(num_bytes) if num_bytes else 0
+
+    def save(self, tensor: Tensor, place: int) -> None:
+        self._driver.copy_out(self._base + place, tensor.data_ptr(), bytes_of(tensor), self._stream)
+
+    def load(self, tensor: Tensor, place: int) -> None:
+        self._driver.copy_in(tensor.data_ptr(), self._base + place, bytes_of(tensor), self._stream)
+
+    def close(self) -> None:
+        if self._base:
+            self._driver.free_pinned(self._base)
+            self._base = 0
