@@ -43,15 +43,24 @@ def choose_device(config: ServerConfig) -> tuple[ServerConfig, list[str]]:
         device = "gpu" if _has_gpus(config.tensor_parallel_size) and _has_gpu_framework() else "cpu"
         notes += ["GPUs found; --device cpu would not use them"] if device == "gpu" else []
         config = msgspec.structs.replace(config, device=device)
-    if config.device == "gpu" and config.dtype != "bfloat16":
-        if config.dtype == "float32":
-            raise ConfigError("--dtype float32 is for CPUs; GPUs compute in bfloat16: leave --dtype out")
+    if config.device == "gpu":
+        _refuse_what_kernels_do_not_take(config)
         config = msgspec.structs.replace(config, dtype="bfloat16")
-    if config.device == "gpu" and config.kv_cache_dtype == "int8" and config.block_size < _INT8_BLOCK:
+    return config, notes
+
+
+def _refuse_what_kernels_do_not_take(config: ServerConfig) -> None:
+    """Settings that a CPU serves and a GPU does not. Raises ConfigError."""
+    if config.dtype == "float32":
+        raise ConfigError("--dtype float32 is for CPUs; GPUs compute in bfloat16: leave --dtype out")
+    if config.block_size & (config.block_size - 1):
+        raise ConfigError(
+            f"--block-size {config.block_size} is for CPUs: GPUs need a power of two, as the default is"
+        )
+    if config.kv_cache_dtype == "int8" and config.block_size < _INT8_BLOCK:
         raise ConfigError(
             f"--kv-cache-dtype int8 needs --block-size {_INT8_BLOCK} or more on GPUs, got {config.block_size}"
         )
-    return config, notes
 
 
 def _has_gpu_framework() -> bool:

@@ -124,5 +124,12 @@ def test_gpus_do_not_compute_in_fp32():
 def test_gpus_read_int8_kv_in_blocks_of_at_least_eight_tokens():
     choose_device(ServerConfig(device="gpu", kv_cache_dtype="int8", block_size=8))
     choose_device(ServerConfig(device="cpu", kv_cache_dtype="int8", block_size=7))
-    with pytest.raises(ConfigError, match="int8 needs --block-size 8 or more on GPUs, got 7"):
-        choose_device(ServerConfig(device="gpu", kv_cache_dtype="int8", block_size=7))
+    with pytest.raises(ConfigError, match="int8 needs --block-size 8 or more on GPUs, got 4"):
+        choose_device(ServerConfig(device="gpu", kv_cache_dtype="int8", block_size=4))
+
+
+def test_gpus_take_blocks_of_a_power_of_two():
+    choose_device(ServerConfig(device="gpu", block_size=16))
+    choose_device(ServerConfig(device="cpu", block_size=48))
+    with pytest.raises(ConfigError, match="--block-size 48 is for CPUs: GPUs need a power of two"):
+        choose_device(ServerConfig(device="gpu", block_size=48))
