@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,6 +20,16 @@ from models.demo_training.scores import Score, is_right, table
 from models.demo_training.skills import SKILLS
 from models.demo_training.wire import chat_request, encode_clip, written_text
 from tests.models.builders import draw
+
+
+def test_judging_a_server_needs_no_training_packages():
+    """`./run.sh eval` and the page's cards are made where neither PyTorch nor transformers is installed."""
+    hidden = "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers'))\n"
+    needed = ("models.demo_training.evaluate_served", "models.page_samples", "tests.bench.bench_eval")
+    done = subprocess.run(
+        [sys.executable, "-c", hidden + f"import {', '.join(needed)}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_picture_survives_the_request_pixel_by_pixel():
