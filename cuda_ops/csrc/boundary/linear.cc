@@ -2,7 +2,7 @@
 
 #include "../include/linear.h"
 
-#include "../common/checks.h"
+#include "../common/row_arguments.h"
 #include "../common/thread_pool.h"
 
 namespace octet {
@@ -19,18 +19,6 @@ void linear(TensorView x, int64_t kind, TensorView data, Optional<TensorView> sc
   check.done(cpu::linear(dtype_of(x), data_of(x), weight, bias.has_value() ? dtype_of(*bias) : DType::float32,
                          bias.has_value() ? data_of(*bias) : nullptr, Activation(activation), dtype_of(out),
                          data_of(out), M));
-}
-
-void cast(TensorView x, TensorView out) {
-  Checks check("cast");
-  check.require(x.ndim() == out.ndim() && x.numel() == out.numel(), "x and out must have one shape");
-  Dim size("size");
-  for (int32_t i = 0; i < x.ndim(); ++i) {
-    check.require(x.size(i) == out.size(i), "x and out must have one shape");
-  }
-  check.flat(x, "x", size, kActivation);
-  check.flat(out, "out", size, kActivation);
-  check.done(cpu::cast(dtype_of(x), data_of(x), dtype_of(out), data_of(out), size));
 }
 
 void add(TensorView x, TensorView y) {
@@ -50,7 +38,7 @@ void set_threads(int64_t num_threads) {
 }
 
 OCTET_EXPORT_OP(linear, linear)
-OCTET_EXPORT_OP(cast, cast)
+OCTET_EXPORT_OP(cast, cast<OnCpu<cpu::cast>>)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(add, add);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_num_threads, set_threads);
 

@@ -13,6 +13,15 @@ namespace octet {
 // The stream that this thread's calls go to (cuda_ops.set_stream); the default stream until one is set.
 gpu::Stream current_stream();
 
+// Ops of common/row_arguments.h and weight_arguments.h with their GPU body, on this thread's stream.
+template <auto launch>
+struct OnStream {
+  template <class... Arguments>
+  static Status run(const Arguments&... arguments) {
+    return launch(current_stream(), arguments...);
+  }
+};
+
 // The caller's scratch memory for this thread's stream (cuda_ops.set_workspace), at least `bytes` of it;
 // raises what to do where it is smaller. Its content lasts for one call.
 void* workspace(const Checks& check, int64_t bytes);

@@ -1,7 +1,8 @@
-// gpu_boundary/products.cc   Exported: quantising and tiling weights, linear, routing and experts.
+// gpu_boundary/products.cc   Exported: making and tiling weights, linear, routing and experts.
 
 #include <vector>
 
+#include "../common/weight_arguments.h"
 #include "device.h"
 
 namespace octet {
@@ -9,28 +10,6 @@ namespace {
 
 using ffi::Array;
 using ffi::Tensor;
-
-void quantize_int8(TensorView weight, TensorView data, TensorView scales) {
-  Checks check("quantize_int8");
-  Dim N("N"), K("K");
-  check(weight, "weight", {&N, &K}, kActivation)(data, "data", {&N, &K}, kInt8);
-  check(scales, "scales", {&N}, kBFloat16);
-  check.done(gpu::quantize_int8(current_stream(), dtype_of(weight), data_of(weight), data_of<int8_t>(data),
-                                data_of<BF16>(scales), N, K));
-}
-
-void quantize_int4(TensorView weight, int64_t group, TensorView data, TensorView scales) {
-  Checks check("quantize_int4");
-  Dim N("N"), K("K");
-  check(weight, "weight", {&N, &K}, kActivation);
-  check.require(
-      group > 0 && group % 2 == 0 && K % group == 0,
-      "group must be even and divide K=" + std::to_string(K.value()) + ", got " + std::to_string(group));
-  Dim packed("K/2", K / 2), groups("K/group", K / group);
-  check(data, "data", {&N, &packed}, kUInt8)(scales, "scales", {&N, &groups}, kBFloat16);
-  check.done(gpu::quantize_int4(current_stream(), dtype_of(weight), data_of(weight), group,
-                                data_of<uint8_t>(data), data_of<BF16>(scales), N, K));
-}
 
 // The rows of a weight, plain, any number of stacked matrices: [count * N, K] seen as the caller has it.
 void tile_weight(TensorView data, Optional<TensorView> data_scales, int64_t kind, TensorView tiles,
@@ -131,8 +110,9 @@ int64_t router_parts(int64_t hidden) {
   return gpu::router_parts(hidden);
 }
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantize_int8, quantize_int8);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantize_int4, quantize_int4);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(repeat_block, repeat_block<OnStream<gpu::repeat_block>>);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantize_int8, quantize_int8<OnStream<gpu::quantize_int8>>);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantize_int4, quantize_int4<OnStream<gpu::quantize_int4>>);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(tile_weight, tile_weight);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear_tiled, linear);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(route_experts, route_experts);
