@@ -27,6 +27,7 @@ LONG = (17, 30)
 LARGE_SHARE = 0.05
 TIMED = (126, 190)  # sides of frames whose time must be read
 TIMED_ON_DARK = (200, 260)
+SIDES_ZH = {"left": "左边", "right": "右边", "top": "上方", "bottom": "下方"}
 EVENTS_ZH = {"appear": "出现", "disappear": "消失", "change its colour": "变色"}
 TIMESTAMP_SHARE = 0.16  # of the height, at the top: things stay below it so the stamp covers nothing
 
@@ -40,6 +41,9 @@ class Filmed:
     draw: Callable[[int], Image.Image]
     easier: list[Exercise]
     rate: float | None = None  # frames per second; None for any
+
+
+Film = Callable[[random.Random, Language, tuple[int, int]], Filmed]  # the last: sides of the frames
 
 
 def sample_motion(rng: random.Random) -> Sample:
@@ -68,9 +72,6 @@ def clip_lesson(rng: random.Random, sides: tuple[int, int]) -> Sample:
 def moment_lesson(rng: random.Random) -> Sample:
     """Only frames that are large enough to read the time in."""
     return _taught(rng, "moment", moment, FRAME)
-
-
-Film = Callable[[random.Random, Language, tuple[int, int]], Filmed]
 
 
 def _asked(rng: random.Random, skill: str, film: Film) -> Sample:
@@ -147,9 +148,6 @@ def _ends(step: tuple[int, int], shape: str, colour: str, language: Language) ->
         _fact(language, f"Where is the {name} at first?", f"{name}先在哪里？", at[first]),
         _fact(language, f"Where is the {name} at the end?", f"{name}后来在哪里？", at[last]),
     ]
-
-
-SIDES_ZH = {"left": "左边", "right": "右边", "top": "上方", "bottom": "下方"}
 
 
 def _sides_of(step: tuple[int, int]) -> tuple[str, str]:
