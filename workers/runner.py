@@ -29,6 +29,7 @@ from workers.model.decoder import MediaRows
 from workers.model.ernie_vl import ErnieVl
 from workers.model.weights import ModelWeights
 from workers.parallel import share_of
+from workers.rehearsal import largest_prefill
 from workers.running_step import Details, RunningStep, sample_sources
 from workers.sampler import Sampler
 from workers.sequences import LiveSequence, Sequences, chunks_of
@@ -103,15 +104,25 @@ class Runner:
         self._running: list[RunningStep] = []  # issued, their tokens perhaps unknown; the last two at most
         self._vision_from = model.image_patch_id if model.num_pools > 1 else _NO_VISION
         self._samples = device.empty((limits.num_sequences if limits else 0,), "int32")  # of the last step
-        self._graphs = self._record_decodes(limits, on_progress) if limits is not None else None
+        self._graphs: DecodeGraphs | None = None
+        if device.is_gpu and limits is not None:
+            device.lend_scratch(scratch_bytes(model, share, limits))
+            self._rehearse(limits, num_blocks)
+            self._graphs = self._record_decodes(limits, on_progress)
+
+    def _rehearse(self, limits: StepLimits, num_blocks: int) -> None:
+        """Compute the largest step once, with nobody waiting for it."""
+        self._patience.begin_step()
+        host = largest_prefill(limits, num_blocks, self._block_size, self._model.num_pools)
+        self._forward(host, [], [])
+        self._device.synchronize()
+        self._patience.begin_step()  # the next step has nothing of it to wait for
 
     def _record_decodes(
         self, limits: StepLimits, on_progress: Callable[[float], None]
     ) -> DecodeGraphs | None:
-        """On a GPU, make room for the largest step and record decode steps; None elsewhere."""
+        """None where the device is not to record."""
         device = self._device
-        if device.is_gpu:
-            device.lend_scratch(scratch_bytes(self._model, self._share, limits))
         if not device.can_record:
             return None
         return DecodeGraphs(

@@ -21,7 +21,7 @@ from engine.plan_weights import kv_bytes_per_token
 from tests.checks import assert_close
 from tests.conftest import Rand
 from tests.workers.builders import Prompt, make_prompt
-from tests.workers.fake_cuda import streamed_ops, torch_gpu
+from tests.workers.fake_cuda import FakePaddleGpu, streamed_ops, torch_gpu
 from tests.workers.gpu_ranks import LIMITS, GpuRanks, make_gpu_config
 from tests.workers.ranks import GREEDY, Driver, tokens_of
 from workers.batch import HostBatch
@@ -333,16 +333,28 @@ def split(values: list[float], mark: float) -> list[list[float]]:
 # memory -------------------------------------------------------------------------------------------------
 
 
-def test_memory_plan_covers_what_a_rank_takes_for_its_steps(
-    folder: Path, ranks: GpuRanks, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
-):
+def test_first_long_prompt_finds_its_memory_taken(rand: Rand, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    ranks = GpuRanks(MODEL, folder)
+    made: list[int] = []
+    allocate = FakePaddleGpu._allocate
+
+    def noted(device: Any, shape: Any, dtype: Any) -> Any:
+        made.append(prod(shape) * BYTES_PER_ELEMENT[dtype])
+        return allocate(device, shape, dtype)
+
+    monkeypatch.setattr(FakePaddleGpu, "_allocate", noted)
+    outputs(ranks, [make_prompt(rand, MODEL, folder, [LIMITS.num_tokens - 2])], 1, GREEDY)
+    uploads = 12 * 64 * 4  # the batch's arrays, aligned
+    assert max(made) <= uploads, f"{rand}: {sorted(made)}"
+
+
+def test_memory_plan_covers_what_a_rank_takes_for_its_steps(folder: Path, monkeypatch: pytest.MonkeyPatch):
     made: list[Workspace] = []
     keep = Workspace.__init__
     monkeypatch.setattr(
         Workspace, "__init__", lambda self, device: (keep(self, device), made.append(self))[0]
     )
     fresh = GpuRanks(MODEL, folder)
-    outputs(fresh, prompts, 2, GREEDY)
     runner = fresh.runners[0]
     assert runner._graphs is not None
     measured = len(runner._device._scratch) + 4 * len(runner._graphs._memory)
@@ -363,4 +375,4 @@ def test_memory_plan_covers_what_a_rank_takes_for_its_steps(
         sequence_tokens=LIMITS.num_sequence_tokens,
         free=kv_bytes_per_token(MODEL, 1) * fresh.num_blocks * fresh.block_size,
     )
-    assert predicted / 8 < measured <= predicted
+    assert predicted / 3 < measured <= predicted
