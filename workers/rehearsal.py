@@ -20,7 +20,7 @@ def largest_prefill(limits: StepLimits, num_blocks: int, block_size: int, num_po
         token_ids=np.zeros(count, np.int32),
         positions=np.tile(index, (3, 1)),
         slots=index,
-        token_types=index % np.int32(num_pools),
+        token_types=index % np.int32(max(num_pools, 1)),
         block_tables=np.arange(-(-count // block_size), dtype=np.int32)[None],
         query_starts=np.array([0, count], np.int32),
         kv_lens=np.array([count], np.int32),
