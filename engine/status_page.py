@@ -7,15 +7,14 @@ goes silent although its process lives. Loading progress travels the same way.
 from __future__ import annotations
 
 import mmap
-import struct
 import time
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-# beat (monotonic seconds), pid, phase, bytes loaded, bytes to load, step
-_ROW = struct.Struct("=dqqqqq")
-_ROW_BYTES = 64
+# A row: beat (monotonic seconds, a double), then pid, phase, bytes loaded, bytes to load, step (int64).
+_ROW_ITEMS, _ITEM_BYTES = 8, 8
+_ROW_BYTES = _ROW_ITEMS * _ITEM_BYTES
 
 
 class Phase(IntEnum):
@@ -39,20 +38,31 @@ class RankStatus(NamedTuple):
 
 
 class StatusPage:
-    """`world_size` rows in a mapped file; each row has one writer."""
+    """`world_size` rows in a mapped file; each row has one writer.
+
+    An item is written by one aligned store, so a reader in another process sees the old value or the new one.
+    (struct.pack_into clears a row before it fills it: a reader could meet a heart that has never beaten.)
+    """
 
     def __init__(self, path: Path, world_size: int, *, create: bool = False) -> None:
         if create:
             path.write_bytes(bytes(_ROW_BYTES * world_size))
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), _ROW_BYTES * world_size)
+        self._beats = memoryview(self._map).cast("d")
+        self._numbers = memoryview(self._map).cast("q")
         self.world_size = world_size
 
     def read(self, rank: int) -> RankStatus:
-        return RankStatus(*_ROW.unpack_from(self._map, rank * _ROW_BYTES))
+        first = rank * _ROW_ITEMS
+        return RankStatus(self._beats[first], *self._numbers[first + 1 : first + len(RankStatus._fields)])
 
     def write(self, rank: int, status: RankStatus) -> None:
-        _ROW.pack_into(self._map, rank * _ROW_BYTES, *status)
+        """The beat last: what it stands for is there by then."""
+        first, (beat, *numbers) = rank * _ROW_ITEMS, status
+        for index, number in enumerate(numbers, first + 1):
+            self._numbers[index] = number
+        self._beats[first] = beat
 
     def silent_ranks(self, timeout: float) -> list[int]:
         """Ranks that have begun to beat and have not for `timeout` seconds."""
@@ -61,6 +71,8 @@ class StatusPage:
         return [rank for rank, row in rows if row.beat and now - row.beat > timeout]
 
     def close(self) -> None:
+        self._beats.release()
+        self._numbers.release()
         self._map.close()
 
 
