@@ -1,7 +1,7 @@
 // common/thread_pool.h   Run numbered tasks on a fixed set of threads.
 //
-// Tasks are handed out from a counter, so a thread whose core is busy takes fewer of them and nobody waits for
-// it in a spin. Which thread runs a task never changes what the task computes.
+// Tasks are handed out from a counter, so a thread whose core is busy takes fewer of them and nobody waits
+// for it in a spin. Which thread runs a task never changes what the task computes.
 //
 //   parallel_for       one by one, for tasks that may differ in size
 //   parallel_in_runs   for equal tasks whose memory is side by side: a run of them is one stream to the
