@@ -14,6 +14,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from models.demo_training.sample import Sample
 from models.demo_training.skills import SKILLS
 from tests.e2e.demo import DEMO, SAMPLES, SETUPS, ask_all, draw, is_answered, margin, model_digest
 from tests.e2e.server import running_server
@@ -21,6 +22,7 @@ from tests.e2e.server import running_server
 
 def choose(num_candidates: int) -> dict[str, object]:
     drawn = {(skill, index): draw(skill, index) for skill in SKILLS for index in range(num_candidates)}
+    drawn = {pair: sample for pair, sample in drawn.items() if is_telling(pair[0], sample)}
     narrowest = dict.fromkeys(drawn, float("inf"))  # of those that were right so far
     most = dict.fromkeys(SKILLS, 0)
     for setup in SETUPS:
@@ -49,6 +51,11 @@ def choose(num_candidates: int) -> dict[str, object]:
         if skill not in right
     }
     return {"model": model_digest(), "right": right, "not_yet": not_yet}
+
+
+def is_telling(skill: str, sample: Sample) -> bool:
+    """Whether the tests of the skill can use it: those of tools want a call."""
+    return skill != "tools" or "<tool_call>" in sample.answer
 
 
 def main() -> None:
