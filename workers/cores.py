@@ -31,7 +31,7 @@ def threads_per_rank(config: ServerConfig) -> int:
 
 
 def stay_on_own_cores(config: ServerConfig, rank: int) -> frozenset[int] | None:
-    """Keep this thread, and all that it starts from now on, on the rank's own cores; None if it has none."""
+    """Keep this thread, and those it starts from now on, on the rank's own cores; None if it has none."""
     cores = own_cores(rank, config.tensor_parallel_size, threads_per_rank(config), usable_cores())
     if cores is not None:
         os.sched_setaffinity(0, cores)

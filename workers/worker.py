@@ -212,7 +212,7 @@ class Worker:
         return PatientGroup(group, self._pulse, _COLLECTIVE_TIMEOUT)
 
     def _take_cores(self, device: Device) -> None:
-        """Before the first thread starts: threads stay where the one stays that starts them."""
+        """Before the ops start threads: those stay where the one stays that starts them."""
         if not device.is_gpu and (cores := stay_on_own_cores(self._config, self._rank)):
             log.info("on cores %s", ", ".join(map(str, sorted(cores))))
         cuda_ops.set_num_threads(threads_per_rank(self._config))

@@ -11,7 +11,7 @@ Busy          --busy N runs N processes beside it that only count: what is left 
 Peer          where llama-cpp-python and gguf are installed (pip install -e '.[bench]'), llama.cpp on a random
               Q4_0 model of the same shapes, with as many threads, measured after each of ours in each round.
               A ratio is our tokens per second over its. It reads 4.5 bits per weight and 6.6 of the head;
-              ours are 4.25 for routed experts and 8 for the rest.
+              ours are 4.25 for routed experts and 8 for the rest (wint4-all: 4.5).
 Bytes         a decode step reads every dense weight, the head, and the experts that its tokens chose, each
               once (counted from the routing of an untimed step); KV is small beside them.
 Flops         prefill of n tokens: 2 * n * active weights, without the head, which one row uses

@@ -46,7 +46,7 @@ class Setup:
         )  # fmt: skip
 
 
-# Every pair of (format, ranks), (format, chunk) and (ranks, chunk) with half of the starts.
+# Formats, numbers of ranks and chunk sizes, each with each.
 SETUPS = tuple(
     Setup(name, ranks, chunk) for name in ("bfloat16", "wint4") for ranks in (1, 8) for chunk in (16, 384)
 )

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
@@ -43,7 +44,7 @@ class Filmed:
     rate: float | None = None  # frames per second; None for any
 
 
-Film = Callable[[random.Random, Language, tuple[int, int]], Filmed]  # the last: sides of the frames
+Film = Callable[[random.Random, Language], Filmed]
 
 
 def sample_motion(rng: random.Random) -> Sample:
@@ -66,23 +67,22 @@ def clip_lesson(rng: random.Random, sides: tuple[int, int]) -> Sample:
     """Every question about one clip, the hard one twice: with thinking or without, as it falls."""
     skill, film = rng.choice((("motion", motion), ("motion", motion), ("flashes", flashes),
                               ("colour_order", colour_order)))  # fmt: skip
-    return _taught(rng, skill, film, sides)
+    return _taught(rng, skill, partial(film, sides=sides))
 
 
 def moment_lesson(rng: random.Random) -> Sample:
-    """Only frames that are large enough to read the time in."""
-    return _taught(rng, "moment", moment, FRAME)
+    return _taught(rng, "moment", moment)
 
 
 def _asked(rng: random.Random, skill: str, film: Film) -> Sample:
     language = pick_language(rng)
-    filmed = film(rng, language, FRAME)
+    filmed = film(rng, language)
     return conversation(rng, skill, language, [filmed.exercise], [video(_render(rng, filmed))])
 
 
-def _taught(rng: random.Random, skill: str, film: Film, sides: tuple[int, int]) -> Sample:
+def _taught(rng: random.Random, skill: str, film: Film) -> Sample:
     language = pick_language(rng)
-    filmed = film(rng, language, sides)
+    filmed = film(rng, language)
     exercises = [(skill, e) for e in (filmed.exercise, *filmed.easier, filmed.exercise)]
     return lesson(rng, language, exercises, [video(_render(rng, filmed))])
 
@@ -96,7 +96,7 @@ def _render(rng: random.Random, filmed: Filmed) -> Clip:
     return Clip(frames, rate)
 
 
-def motion(rng: random.Random, language: Language, sides: tuple[int, int]) -> Filmed:
+def motion(rng: random.Random, language: Language, sides: tuple[int, int] = FRAME) -> Filmed:
     shape, colour, background = _look(rng)
     step = rng.choice(list(DIRECTIONS))
     count = rng.randint(*(SHORT if rng.random() < 0.8 else LONG))
@@ -179,7 +179,7 @@ def _still_exercise(question: str, what: str, language: Language) -> Exercise:
     return Exercise(question, answer, chain, check)
 
 
-def flashes(rng: random.Random, language: Language, sides: tuple[int, int]) -> Filmed:
+def flashes(rng: random.Random, language: Language, sides: tuple[int, int] = FRAME) -> Filmed:
     """A thing that is there in some frames and not in others; from one to six times."""
     shape, colour, background = _look(rng)
     times = rng.randint(1, 6)
@@ -217,7 +217,7 @@ def flashes(rng: random.Random, language: Language, sides: tuple[int, int]) -> F
     return Filmed(Exercise(question, answer, chain, is_number(times)), len(pattern), draw, [listed, what])
 
 
-def colour_order(rng: random.Random, language: Language, sides: tuple[int, int]) -> Filmed:
+def colour_order(rng: random.Random, language: Language, sides: tuple[int, int] = FRAME) -> Filmed:
     """A thing changes its colour one to three times."""
     shape, _, background = _look(rng)
     visible = [c for c in COLOURS if drawing.distance(drawing.RGB[c], background) >= drawing.MIN_CONTRAST]
@@ -258,11 +258,8 @@ def colour_order(rng: random.Random, language: Language, sides: tuple[int, int])
     )
 
 
-def moment(rng: random.Random, language: Language, sides: tuple[int, int]) -> Filmed:
-    """A thing appears, vanishes or changes its colour in one frame; the answer is that frame's time.
-
-    Its frames are as large as reading their time needs, whatever `sides` says.
-    """
+def moment(rng: random.Random, language: Language) -> Filmed:
+    """A thing appears, vanishes or changes its colour in one frame; the answer is that frame's time."""
     shape, colour, background = _look(rng)
     count, rate = rng.randint(8, SHORT[1]), rng.choice(RATES)
     changed = rng.randint(1, count - 2)
