@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,17 @@ def test_block_that_goes_out_and_is_overwritten_in_one_plan_is_saved_first(devic
     after = bits_of(device, kv)
     assert all(np.array_equal(new[1], old[0]) for new, old in zip(after, before, strict=True)), rand
     assert all(np.array_equal(new[2], old[1]) for new, old in zip(after, before, strict=True)), rand
+
+
+def test_copies_that_nobody_waits_for_are_told_at_what_they_take(rand: Rand, monkeypatch: pytest.MonkeyPatch):
+    """The engine weighs them against computing a block again."""
+    with streamed_ops():
+        gpu = FakePaddleGpu()
+        wait = gpu.synchronize
+        monkeypatch.setattr(gpu, "synchronize", lambda: (time.sleep(0.02), wait()))
+        kv, _ = make_cache(gpu, rand, "bfloat16", num_blocks=4)
+        space = SwapSpace(gpu, kv, num_blocks=3)
+        assert space.copy([(0, 0), (2, 1)], [(0, 3)]).seconds >= 3 * 0.02
 
 
 def test_blocks_side_by_side_on_both_sides_travel_together():

@@ -23,7 +23,7 @@ namespace {
 
 constexpr int64_t kProductFloats = int64_t(16) << 20;  // 64 MiB of expert outputs before they are summed
 
-constexpr int64_t kMemoryBoundRows = 8;  // int8_dot.cc
+constexpr int64_t kMemoryBoundRows = 8;  // up to here a panel waits for its bytes (int8_dot.cc)
 
 // Some pairs of one expert, and one panel of weight rows.
 struct Task {
