@@ -18,10 +18,9 @@ drawn world: shapes, colours, counts to nine, numbers and short words, up to fou
 calculates, repeats, calls tools, writes JSON and can think first, in English and Chinese. Everything else it
 declines, or gets wrong: it is a test and a demonstration, not an assistant.
 
-Made by `models/demo_training` from generated samples only: {samples:,}, most with several questions, in
-{steps:,} steps and {minutes:.0f} minutes by the clock on two shared cores, pauses included, besides
-pictures for the tower alone; its README tells the stages. No published weights and no collected data were
-used.
+Made by `models/demo_training` from generated samples only, in the stages that its README lists; the last one
+took {samples:,}, most with several questions, in {steps:,} steps and {minutes:.0f} minutes by the clock. No
+published weights and no collected data were used.
 
 ## Parameters
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.demo_training.model import Model
+from models.demo_training.tutor import HEADS
 
 _WEIGHTS, _MOMENTS, _PROGRESS = "weights.safetensors", "moments.safetensors", "progress.json"
 
@@ -80,14 +81,15 @@ def named_weights(model: Model) -> dict[str, torch.Tensor]:
 def load_weights(model: Model, file: Path) -> None:
     """Into the parameters in place. Raises RuntimeError if a name is missing or unknown.
 
-    The head that only training has may be missing.
+    The heads that only training has may be missing.
     """
     put_weights(model, load_file(file), str(file))
 
 
 def put_weights(model: Model, weights: dict[str, torch.Tensor], origin: str = "The checkpoint") -> None:
     missing, unknown = model.load_state_dict(weights, strict=False)
-    if set(missing) - {"lm_head.weight", "patch_head.weight", "patch_head.bias"} or unknown:
+    needed = {n for n in missing if n != "lm_head.weight" and n.split(".")[0] not in HEADS}
+    if needed or unknown:
         raise RuntimeError(f"{origin} does not fit the model: missing {missing}, unknown {unknown}.")
 
 

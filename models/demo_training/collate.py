@@ -25,7 +25,7 @@ class MicroBatch:
     answers      [B, L] uint8: 0 bears no loss, k belongs to the row's k-th answer
     branches     [B, L] uint8: 0 is seen by all that follows, k by its own branch only
     positions    [3, B, L] int32                     token_types [B, L] uint8
-    patches      [P, 588] uint8                      patch_labels [P, 2] uint8
+    patches      [P, 588] uint8                      patch_labels [P, NUM_COLUMNS] uint8
     grids [N, 3] int32, all media in order
     skills       [A] int32, of all answers, row by row: indices into SKILL_NAMES
     """

@@ -32,41 +32,43 @@ assert SHARES.keys() == SKILLS.keys()
 
 # The main diet: lessons carry most of it, and every evaluated kind of sample is there as well.
 MAIN_SHARES: dict[str, float] = {
-    "small scene": 8,
-    "scene": 8,
-    "small crowd": 9,
-    "crowd": 10,
-    "size lesson": 4,
-    "several": 8,
-    "amounts": 5,
-    "numbered": 3,
-    "sums": 3,
-    "copies": 3,
-    "errands": 3,
+    "small scene": 7,
+    "scene": 7,
+    "places": 5,
+    "small crowd": 11,
+    "crowd": 9,
+    "size lesson": 2,
+    "several": 9,
+    "amounts": 6,
+    "changes": 3,
+    "numbered": 4,
+    "sums": 4,
+    "copies": 4,
+    "errands": 2,
     "shapes": 2,
-    "counts": 2,
+    "counts": 3,
     "positions": 2,
     "sizes": 1,
-    "small number": 8,
-    "digits": 6,
+    "small number": 6,
+    "digits": 5,
     "lines": 6,
-    "small word": 4,
-    "words": 3,
-    "pictures": 3,
-    "thinking": 4,
-    "small clip": 7,
+    "small word": 6,
+    "words": 5,
+    "pictures": 4,
+    "thinking": 3,
+    "small clip": 9,
     "clip": 4,
     "time": 3,
     "motion": 1,
     "flashes": 1,
-    "colour_order": 1,
-    "moment": 1,
+    "colour_order": 0.5,
+    "moment": 2,
     "chat": 1.5,
     "refusal": 1,
     "arithmetic": 1,
     "repeat": 1,
-    "tools": 2,
-    "json": 3,
+    "tools": 1,
+    "json": 2,
 }
 assert MAIN_SHARES.keys() >= SKILLS.keys()
 
@@ -88,6 +90,23 @@ SMALL_SHARES: dict[str, float] = {
     "json": 1,
 }
 
+# For tower and resampler alone, which only patches teach: their questions are not asked.
+SEEING_SHARES: dict[str, float] = {
+    "small scene": 8,
+    "scene": 4,
+    "small crowd": 14,
+    "crowd": 9,
+    "size lesson": 3,
+    "small number": 16,
+    "digits": 4,
+    "small word": 12,
+    "words": 4,
+    "lines": 18,
+    "small clip": 8,
+    "clip": 1,
+    "time": 1.5,
+}
+
 # (steps, shares) of the stages before the main diet.
 STAGES: tuple[tuple[int, dict[str, float]], ...] = (
     (250, {"first thing": 3, "first digit": 1}),
@@ -97,10 +116,15 @@ STAGES: tuple[tuple[int, dict[str, float]], ...] = (
 SOURCES: dict[str, Skill] = SKILLS | FIRST_LOOKS | LESSONS
 
 
-def shares_at(step: int, only: tuple[str, ...] = ()) -> dict[str, float]:
-    """Shares in a step, by name in SOURCES; for trials, `only` keeps the named ones."""
+def shares_at(step: int, only: tuple[str, ...] = (), stage: str = "") -> dict[str, float]:
+    """Shares in a step, by name in SOURCES; for trials, `only` keeps the named ones.
+
+    A run that begins with another's weights names its one stage.
+    """
     if only:
         return {name: SHARES.get(name, 1.0) for name in only}
+    if stage:
+        return {"seeing": SEEING_SHARES, "main": MAIN_SHARES}[stage]
     for length, shares in STAGES:
         if step < length:
             return shares

@@ -21,12 +21,12 @@ from api.media.images import resize
 from api.media.options import MediaOptions
 from api.media.patches import PATCH_BYTES, write_patches
 from api.media.sampling import VideoFacts, choose_frames, timestamps
-from api.media.timestamp import TimestampFont
+from api.media.timestamp import TimestampFont, format_timestamp
 from api.template import ChatTemplate
 from api.tokenizer import Tokenizer, load_tokenizer
 from engine.errors import RequestError
 from models.demo_training import config
-from models.demo_training.regions import patch_labels
+from models.demo_training.regions import KEY, NUM_COLUMNS, describe, patch_labels, stamp_regions
 from models.demo_training.sample import Clip, Message, Sample, Target
 
 Grid = tuple[int, int, int]
@@ -46,7 +46,7 @@ class Example:
     positions    [3, L] int32, rows t, h, w
     token_types  [L] uint8, 1 for vision experts
     patches      [P, 588] uint8 of all media in prompt order
-    patch_labels [P, 2] uint8, what each patch shows; see regions.py
+    patch_labels [P, NUM_COLUMNS] uint8, what each patch shows; see regions.py
     grids        (frames, patch rows, patch columns) per picture or clip
     """
 
@@ -92,7 +92,7 @@ class Encoder:
     def encode(self, sample: Sample, *, with_target: bool = True) -> Example:
         """`with_target` False stops behind the generation prompt, as a request does."""
         cut = [self._cut(item) for item in sample.media]
-        grids = [grid for _, grid in cut]
+        grids = [grid for _, grid, _ in cut]
         if with_target:
             ids, answers, branches, placed = self._branches(sample, grids)
         else:
@@ -100,7 +100,6 @@ class Encoder:
             answers = branches = [0] * len(ids)
             placed = positions(np.array(ids, np.int32), grids, self._media_ids.patch)
         token_ids = np.array(ids, np.int32)
-        patches = [patches for patches, _ in cut]
         return Example(
             tuple(t.skill for t in sample.targets) if with_target else (),
             token_ids,
@@ -108,10 +107,8 @@ class Encoder:
             np.array(branches, np.uint8),
             placed,
             (token_ids >= self._media_ids.patch).astype(np.uint8),
-            np.concatenate(patches) if patches else np.empty((0, PATCH_BYTES), np.uint8),
-            np.concatenate([_labels(*pair) for pair in zip(sample.media, grids, strict=True)])
-            if patches
-            else np.empty((0, 2), np.uint8),
+            np.concatenate([np.empty((0, PATCH_BYTES), np.uint8), *(patches for patches, _, _ in cut)]),
+            np.concatenate([np.empty((0, NUM_COLUMNS), np.uint8), *(labels for _, _, labels in cut)]),
             grids,
         )
 
@@ -200,12 +197,11 @@ class Encoder:
             ids += [self.tokenizer.markers[piece]] if is_marker else self.tokenizer.encode(piece)
         return ids
 
-    def _cut(self, item: Image.Image | Clip) -> tuple[np.ndarray, Grid]:
-        if isinstance(item, Clip):
-            return self._cut_clip(item)
-        return cut_picture(item)
+    def _cut(self, item: Image.Image | Clip) -> tuple[np.ndarray, Grid, np.ndarray]:
+        """Patches [P, 588] in the order of the windows, the grid, labels [P, NUM_COLUMNS]."""
+        return self._cut_clip(item) if isinstance(item, Clip) else cut_picture(item)
 
-    def _cut_clip(self, clip: Clip) -> tuple[np.ndarray, Grid]:
+    def _cut_clip(self, clip: Clip) -> tuple[np.ndarray, Grid, np.ndarray]:
         """Choose frames, stamp them, and make their number even by repeating the last (5.2 to 5.4)."""
         facts = VideoFacts(len(clip.frames), clip.fps, clip.duration)
         indices = choose_frames(facts, self.options)
@@ -216,27 +212,24 @@ class Encoder:
         even = len(indices) + len(indices) % 2
         grid = (even, height // 14, width // 14)
         patches = np.empty((even, grid[1] * grid[2], PATCH_BYTES), np.uint8)
+        labels = np.empty((even, grid[1] * grid[2], NUM_COLUMNS), np.uint8)
         for row, (index, seconds) in enumerate(zip(indices, timestamps(indices, facts), strict=True)):
             frame = clip.frames[index].copy()
             self._font.draw(frame, seconds)
+            told = [*stamp_regions(frame.size, format_timestamp(seconds)), *frame.info.get(KEY, [])]
+            labels[row] = patch_labels(describe(frame, told), *grid[1:])
             write_patches(resize(frame, height, width), patches[row])
         if even > len(indices):
-            patches[-1] = patches[-2]
-        return patches.reshape(-1, PATCH_BYTES), grid
+            patches[-1], labels[-1] = patches[-2], labels[-2]
+        return patches.reshape(-1, PATCH_BYTES), grid, labels.reshape(-1, NUM_COLUMNS)
 
 
-def _labels(item: Image.Image | Clip, grid: Grid) -> np.ndarray:
-    frames, rows, columns = grid
-    return np.tile(patch_labels(None if isinstance(item, Clip) else item, rows, columns), (frames, 1))
-
-
-def cut_picture(image: Image.Image) -> tuple[np.ndarray, Grid]:
-    """[P, 588] uint8 in the order of the windows, and the grid."""
+def cut_picture(image: Image.Image) -> tuple[np.ndarray, Grid, np.ndarray]:
     height, width = smart_resize(image.height, image.width, config.MIN_IMAGE_PIXELS, config.MAX_IMAGE_PIXELS)
     grid = (1, height // 14, width // 14)
     patches = np.empty((grid[1] * grid[2], PATCH_BYTES), np.uint8)
     write_patches(resize(image, height, width), patches)
-    return patches, grid
+    return patches, grid, patch_labels(image, *grid[1:])
 
 
 def _template_message(message: Message) -> Message:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from models.demo_training import checkpoint
 from models.demo_training.card import model_card
 from models.demo_training.config import MAX_EXPORT_BYTES, demo_model
+from models.demo_training.tutor import HEADS
 from models.tiny_config import TinyModel, paddle_config
 from models.tiny_tokenizer import write_json
 
@@ -34,7 +35,8 @@ def export(run: Path, out: Path, sizes: TinyModel | None = None) -> None:
     found = checkpoint.latest(run / "checkpoint")
     if found is None:
         raise RuntimeError(f"{run} has no checkpoint; train one first.")
-    trained = {n: t for n, t in load_file(found / "weights.safetensors").items() if "patch_head" not in n}
+    weights = load_file(found / "weights.safetensors")
+    trained = {n: t for n, t in weights.items() if n.split(".")[0] not in HEADS}
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted((run / "tokenizer").iterdir()):
         shutil.copyfile(file, out / file.name)

@@ -38,12 +38,13 @@ class FeedSettings:
     max_tokens: int  # of a micro-batch, padding included
     max_patches: int
     only: tuple[str, ...] = ()  # skills; empty for all
+    stage: str = ""  # the one of the whole run; empty for the curriculum's, step by step
 
 
 def draw_step(settings: FeedSettings, step: int) -> list[Sample]:
     """The samples of a step. Sample i of the run draws its skill, then itself, from its own seeds."""
     first = step * settings.samples_per_step
-    shares = shares_at(step, settings.only)
+    shares = shares_at(step, settings.only, settings.stage)
     samples = []
     for index in range(first, first + settings.samples_per_step):
         chooser = rng_for("training", settings.seed, "choice of skill", index)
@@ -174,6 +175,7 @@ def main() -> None:
     for name in ("seed", "samples-per-step", "max-tokens", "max-patches", "first-step", "stride"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--only", default="")
+    parser.add_argument("--stage", default="")
     options = vars(parser.parse_args())
     step, stride = options.pop("first_step"), options.pop("stride")
     options["only"] = tuple(filter(None, options["only"].split(",")))

@@ -27,7 +27,7 @@ class DeviceMedia:
     """Pictures and clips on the device, patches sorted for the tower; what loops need is on the CPU."""
 
     patches: torch.Tensor  # [P, 588] uint8
-    labels: torch.Tensor  # [P, 2] uint8
+    labels: torch.Tensor  # [P, NUM_COLUMNS] uint8, see regions.py
     coordinates: torch.Tensor  # [P, 2]
     back: torch.Tensor  # [P] to prompt order
     bounds: torch.Tensor  # [segments + 1] int32, CPU
@@ -58,7 +58,7 @@ def to_device(batch: MicroBatch, device: torch.device) -> DeviceBatch:
         _move(batch.token_ids, device).long(),
         _move(batch.positions, device).long(),
         _move(batch.token_types, device).int(),
-        _media_to_device(batch, device) if len(batch.grids) else None,
+        media_to_device(batch, device) if len(batch.grids) else None,
         Packing(
             _move(packing.place, device),
             _move(packing.source, device),
@@ -74,7 +74,7 @@ def to_device(batch: MicroBatch, device: torch.device) -> DeviceBatch:
     )
 
 
-def _media_to_device(batch: MicroBatch, device: torch.device) -> DeviceMedia:
+def media_to_device(batch: MicroBatch, device: torch.device) -> DeviceMedia:
     plan = plan_vision([tuple(grid) for grid in batch.grids.tolist()])
     return DeviceMedia(
         _move(batch.patches[plan.order], device),

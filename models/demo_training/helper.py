@@ -135,8 +135,9 @@ def help_out(trainer: Trainer, board: Board, number: int) -> None:
             time.sleep(_POLL_SECONDS)
             continue
         board.adopt(trainer.progress)
-        if feed is None or shares != shares_at(trainer.progress.step, settings.only):
-            shares = shares_at(trainer.progress.step, settings.only)
+        wanted = shares_at(trainer.progress.step, settings.only, settings.stage)
+        if feed is None or shares != wanted:
+            shares = wanted
             if feed is not None:
                 feed.close()
             feed = Feed(settings, 1, trainer.progress.step)

@@ -11,7 +11,7 @@ from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGener
 from models.demo_training.experts import IMPLEMENTATION
 from models.demo_training.fast_vision import pair_frames
 from models.demo_training.pixels import Normaliser
-from models.demo_training.regions import NUM_COLOURS, NUM_FORMS
+from models.demo_training.tutor import add_heads
 from models.demo_training.whitening import drawn_patches, whitening
 from models.tiny_config import TinyModel, transformers_config
 
@@ -26,7 +26,7 @@ _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "down_proj", "attn.pro
 def build_model(sizes: TinyModel, seed: int, device: str = "cpu") -> Model:
     """A freshly initialised model in training mode."""
     model: Any = Model(hugging_face_config(sizes))
-    model.patch_head = torch.nn.Linear(sizes.vision_hidden, NUM_FORMS + NUM_COLOURS)
+    add_heads(model, sizes.vision_hidden, sizes.hidden_size)
     initialise(model, seed)
     _let_see(model)
     model.model.resampler_model._temporal_slicing = pair_frames

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from models.demo_training.tutor import HEADS
+
 MOMENTUM = 0.95
 ADAM_BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.05  # of matrices, times their rate
@@ -76,9 +78,7 @@ class MuonAdam(torch.optim.Optimizer):
 
 def is_matrix(name: str, parameter: torch.Tensor) -> bool:
     """Not norms, biases, embeddings and routers."""
-    return parameter.ndim >= 2 and all(
-        part not in name for part in ("embed_tokens", "gate.weight", "patch_head")
-    )
+    return parameter.ndim >= 2 and all(part not in name for part in ("embed_tokens", "gate.weight", *HEADS))
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ class Reporter:
 
     @property
     def has_news(self) -> bool:
-        return bool(self._losses)
+        return bool(self._losses or self._seeing)
 
     def line(
         self, step: int, samples: int, done: float, seconds: float, rate: float, extra: dict[str, Any]
@@ -53,7 +53,8 @@ class Reporter:
         print(
             f"step {step}  {samples} samples  {100 * done:.1f} %  {per_second:.1f}/s  left {_clock(left)}  "
             f"lr {rate:.1e}  loss {mean:.3f}  patches {seeing:.3f}  "
-            + " ".join(f"{skill} {loss:.2f}/{100 * exact[skill]:.0f}%" for skill, loss in losses.items()),
+            + " ".join(f"{skill} {loss:.2f}/{100 * exact[skill]:.0f}%" for skill, loss in losses.items())
+            + "".join(f"\n    {what}: {100 * share:.1f} %" for what, share in extra.get("seen", {}).items()),
             flush=True,
         )
         entry = {"step": step, "samples": samples, "done": done, "seconds": seconds, "rate": per_second}

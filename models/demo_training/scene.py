@@ -16,11 +16,10 @@ from PIL import Image
 from models.demo_training import drawing
 from models.demo_training.finish import SINGLE, finish, picture_size
 from models.demo_training.names import COLOURS, PLACES, SHAPES, Language, a_thing, join, thing
-from models.demo_training.regions import Region, describe
+from models.demo_training.regions import Region, describe, shape_region
 
 MAX_TILT = 0.22  # radians; more would turn a square into a diamond
 MIN_RADIUS_PIXELS = 8.0
-INNER = 0.75  # of the radius: half the side of the box that a thing fills
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,9 @@ class Scene:
         return describe(image, [self._region(t) for t in self.things])
 
     def _region(self, t: Thing) -> Region:
-        across, down = (INNER * t.radius * min(self.size) / side for side in self.size)
-        return Region(t.shape, t.colour, t.x - across, t.y - down, t.x + across, t.y + down)
+        width, height = self.size
+        centre, radius = (t.x * width, t.y * height), t.radius * min(self.size)
+        return shape_region(t.shape, t.colour, centre, radius, self.size)
 
 
 def place_things(

@@ -1,41 +1,118 @@
-"""Teaches the tower what each patch shows (regions.py), by a head that is not part of the exported model."""
+"""Teaches what each patch shows and where (regions.py), by heads that are not part of the exported model.
+
+One head reads the tower's last states, patch by patch; one the resampler's tokens, each of which must still
+tell all of its patches: two frames of two times two. The third reads the media's tokens halfway through the
+decoder, which is the first to know which picture or frame they belong to.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from models.demo_training.regions import NUM_COLOURS, NUM_FORMS, UNKNOWN
+from models.demo_training.fast_vision import pair_frames
+from models.demo_training.regions import (
+    COLUMNS,
+    NUM_CLASSES,
+    NUM_COLUMNS,
+    SEATS,
+    UNKNOWN,
+    Column,
+    seat_labels,
+)
 
 BACKGROUND_WEIGHT = 0.3  # of all background together, against all else
+PATCHES_PER_TOKEN = 8  # a single picture's count twice
+_SEEN = tuple(column for column in COLUMNS if column.known_to != "decoder")
+HEADS = ("patch_head", "token_head", "seat_head")
+
+
+def add_heads(model: Any, patch_width: int, token_width: int) -> None:
+    model.patch_head = torch.nn.Linear(patch_width, NUM_CLASSES)
+    model.token_head = torch.nn.Linear(token_width, PATCHES_PER_TOKEN * NUM_CLASSES)
+    model.seat_head = torch.nn.Linear(token_width, sum(column.num_classes for column in SEATS))
 
 
 class Tutor:
-    """Keeps what the tower of `model` saw last; `loss` compares it with the labels."""
+    """Keeps what tower, resampler and decoder of `model` passed on last; the losses compare it with labels.
+
+    A loss is the sum over columns of their weight times the mean over what stands out, plus a share of the
+    background.
+    """
 
     def __init__(self, model: Any) -> None:
-        self._head = model.patch_head
-        self._seen: torch.Tensor | None = None
-        model.model.vision_tower.ln.register_forward_hook(self._keep)
+        self._model = model
+        self._kept: dict[str, torch.Tensor] = {}
+        self._right: Counter[str] = Counter()
+        self._asked: Counter[str] = Counter()
+        layers = model.model.language_model.layers
+        middle = layers[len(layers) // 2].self_attn.q_proj
+        model.model.vision_tower.ln.register_forward_hook(lambda _m, _i, out: self._keep("patch_head", out))
+        model.model.resampler_model.register_forward_hook(lambda _m, _i, out: self._keep("token_head", out))
+        middle.register_forward_pre_hook(lambda _m, inputs: self._keep("seat_head", inputs[0]))
 
-    def _keep(self, module: Any, _inputs: Any, output: torch.Tensor) -> None:
-        self._seen = output if torch.is_grad_enabled() else None
+    def _keep(self, head: str, states: torch.Tensor) -> None:
+        if torch.is_grad_enabled():
+            self._kept[head] = states
 
-    def loss(self, labels: torch.Tensor) -> torch.Tensor:
-        """labels [P, 2] in the tower's order -> mean over what stands out plus a share of the background."""
-        assert self._seen is not None
-        logits = self._head(self._seen).float().split((NUM_FORMS, NUM_COLOURS), dim=1)
-        self._seen = None
+    def seeing_loss(self, labels: torch.Tensor, back: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        """labels [P, NUM_COLUMNS] in the tower's order, back [P] to prompt order, grids [N, 3] on the CPU."""
+        of_tokens = _of_tokens(labels, back, grids).reshape(-1, NUM_COLUMNS)
+        return (self._loss("patch_head", _SEEN, labels) + self._loss("token_head", _SEEN, of_tokens)) / 2
+
+    def seat_loss(
+        self, labels: torch.Tensor, back: torch.Tensor, grids: torch.Tensor, tokens_per_sample: np.ndarray
+    ) -> torch.Tensor:
+        """Of the media's tokens, which come last in the packed decoder; tokens_per_sample [B] counts them."""
+        shown = _of_tokens(labels, back, grids).reshape(-1, PATCHES_PER_TOKEN, NUM_COLUMNS)
+        seats = torch.from_numpy(seat_labels(grids.numpy(), tokens_per_sample, shown.cpu().numpy()))
+        self._kept["seat_head"] = self._kept["seat_head"][-len(seats) :]
+        return self._loss("seat_head", SEATS, seats.to(labels.device))
+
+    def _loss(self, head: str, columns: tuple[Column, ...], labels: torch.Tensor) -> torch.Tensor:
+        """labels [R, columns or more]; the head's outputs are R rows of all columns' classes."""
+        logits = getattr(self._model, head)(self._kept.pop(head)).float().reshape(len(labels), -1)
+        guesses = logits.split([column.num_classes for column in columns], dim=1)
         total = torch.zeros((), device=labels.device)
-        for guess, label in zip(logits, labels.long().unbind(1), strict=True):
-            known = label != UNKNOWN
-            if known.any():
-                losses = cross_entropy(guess[known], label[known], reduction="none")
-                weights = torch.where(label[known] > 0, 1.0, 0.0)
-                weights = weights / weights.sum().clamp(min=1)
-                background = (label[known] == 0).float()
-                weights = weights + BACKGROUND_WEIGHT * background / background.sum().clamp(min=1)
-                total = total + (losses * weights).sum()
+        for column, guess, label in zip(columns, guesses, labels.unbind(1), strict=False):
+            known = (label != UNKNOWN).nonzero().squeeze(1)
+            if len(known) == 0 or (head == "patch_head" and column.known_to != "tower"):
+                continue
+            guess, label = guess[known], label[known].long()
+            losses = cross_entropy(guess, label, reduction="none")
+            total = total + column.weight * (losses * _weights(label, column.has_background)).sum()
+            if head != "patch_head":
+                self._score(column, guess, label)
         return total
+
+    @torch.no_grad()
+    def _score(self, column: Column, guess: torch.Tensor, label: torch.Tensor) -> None:
+        stands_out = label > 0 if column.has_background else torch.ones_like(label, dtype=torch.bool)
+        self._right[column.name] += int(((guess.argmax(1) == label) & stands_out).sum())
+        self._asked[column.name] += int(stands_out.sum())
+
+    def scores(self) -> dict[str, float]:
+        """Share of right labels of what stands out, as tokens tell it, since the last call."""
+        shares = {name: self._right[name] / max(1, asked) for name, asked in self._asked.items()}
+        self._right.clear()
+        self._asked.clear()
+        return shares
+
+
+def _of_tokens(labels: torch.Tensor, back: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+    """[P, NUM_COLUMNS] in the tower's order -> [T, 8 * NUM_COLUMNS], the patches of each token."""
+    return pair_frames(labels[back].reshape(-1, PATCHES_PER_TOKEN // 2 * NUM_COLUMNS), grids)
+
+
+def _weights(label: torch.Tensor, has_background: bool) -> torch.Tensor:
+    """Of every row; they add up to 1, and to BACKGROUND_WEIGHT over what is background."""
+    if not has_background:
+        return torch.full(label.shape, 1 / len(label), device=label.device)
+    weights = (label > 0).float()
+    weights = weights / weights.sum().clamp(min=1)
+    background = (label == 0).float()
+    return weights + BACKGROUND_WEIGHT * background / background.sum().clamp(min=1)

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from models.demo_training.curriculum import shares_at
+from models.demo_training.curriculum import MAIN_SHARES, shares_at
 from models.demo_training.sample import Sample, rng_for
 from models.demo_training.skills import FIRST_LOOKS, SKILLS
 from models.demo_training.skills.signatures import TOOLS
@@ -156,3 +156,5 @@ def test_training_starts_with_a_picture_of_one_thing_or_digit_and_ends_with_ever
     assert shares_at(0).keys() == {"first thing", "first digit"}
     assert shares_at(10**7).keys() >= SKILLS.keys() and min(shares_at(10**7).values()) > 0
     assert shares_at(5, only=("motion",)).keys() == {"motion"}
+    assert shares_at(0, stage="main") == MAIN_SHARES
+    assert not {"chat", "sums"} & shares_at(0, stage="seeing").keys(), "nothing to see"

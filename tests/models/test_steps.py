@@ -11,17 +11,27 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="training needs torch: OCTET_EXTRAS=compare")
 pytest.importorskip("transformers", reason="training needs transformers: OCTET_EXTRAS=compare")
 
-from models.demo_training import teach_tower  # noqa: E402
+from api.media.timestamp import TimestampFont, format_timestamp  # noqa: E402
 from models.demo_training.checkpoint import Progress, trained_parameters  # noqa: E402
 from models.demo_training.collate import collate  # noqa: E402
 from models.demo_training.config import mini_model  # noqa: E402
 from models.demo_training.encode import Encoder  # noqa: E402
+from models.demo_training.feed import make_step  # noqa: E402
 from models.demo_training.forward import Normaliser, answer_losses, to_device  # noqa: E402
 from models.demo_training.helper import Board  # noqa: E402
 from models.demo_training.low_precision import LowPrecision  # noqa: E402
 from models.demo_training.model import build_model  # noqa: E402
 from models.demo_training.optimizer import MuonAdam, orthogonal  # noqa: E402
-from models.demo_training.regions import UNKNOWN, Region, describe, patch_labels  # noqa: E402
+from models.demo_training.regions import (  # noqa: E402
+    COLUMNS,
+    NUM_COLUMNS,
+    UNKNOWN,
+    Region,
+    describe,
+    patch_labels,
+    seat_labels,
+    stamp_regions,
+)
 from models.demo_training.skills.reading import letter_regions  # noqa: E402
 from models.demo_training.train import Settings, Trainer  # noqa: E402
 from models.demo_training.whitening import whitening  # noqa: E402
@@ -107,13 +117,72 @@ def test_a_helper_sees_the_trainers_weights_and_its_gradient_weighs_by_its_answe
     assert trainer.add_to(10) == 10, "an offer is taken once"
 
 
+def told(labels: np.ndarray, column: str) -> np.ndarray:
+    """[R] of the labels [R, NUM_COLUMNS]."""
+    return labels[:, [c.name for c in COLUMNS].index(column)]
+
+
 def test_patches_are_told_what_covers_them_in_the_order_of_the_windows():
     image = describe(Image.new("RGB", (84, 56)), [Region("star", "red", 0.5, 0.0, 0.8, 0.5)])
-    forms, colours = patch_labels(image, rows=4, columns=6).T
-    covered = np.flatnonzero(forms)
+    labels = patch_labels(image, rows=4, columns=6)
+    covered = np.flatnonzero(told(labels, "colour"))
     assert covered.tolist() == [5, 7, 8, 10], "row 0 and 1 of columns 3 and 4, windows of 2 x 2 together"
-    assert len(set(forms[covered])) == len(set(colours[covered])) == 1
+    for column in ("form, left half", "form, right half"):
+        assert np.flatnonzero(told(labels, column)).tolist() == covered.tolist(), column
+    assert set(told(labels, "x of the middle")[covered]) == {7}, "0.65 of twelve"
+    assert (np.delete(told(labels, "x of the middle"), covered) == UNKNOWN).all()
     assert (patch_labels(Image.new("RGB", (84, 56)), 4, 6) == UNKNOWN).all()
+
+
+def test_a_patch_of_two_letters_is_told_both_and_their_places_in_the_word():
+    image = describe(Image.new("RGB", (56, 56)), letter_regions("no", (14, 0), (14, 14), (56, 56)))
+    patch = patch_labels(image, rows=4, columns=4)[1]
+    left, right = patch[:2]
+    assert left not in (0, UNKNOWN) and right not in (0, UNKNOWN, left)
+    assert patch[3:5].tolist() == [0, 1]
+
+
+def test_things_are_told_how_many_share_their_shape_colour_and_both():
+    boxes = [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5)]
+    kinds = [("star", "red"), ("star", "red"), ("star", "blue")]
+    regions = [Region(*kind, x, y, x + 0.5, y + 0.5) for kind, (x, y) in zip(kinds, boxes, strict=True)]
+    labels = patch_labels(describe(Image.new("RGB", (56, 56)), regions), rows=4, columns=4)
+    names = ("things of its shape", "things of its colour", "things of its kind", "things")
+    counts = np.stack([told(labels, name) for name in names], axis=1)
+    assert counts[[0, 4, 8]].tolist() == [[2, 1, 1, 2], [2, 1, 1, 2], [2, 0, 0, 2]], "one less than the count"
+    middles = np.flatnonzero(told(labels, "whether its middle") == 1)
+    assert middles.tolist() == [3, 7, 11], "the last patch of each window"
+    assert told(labels, "the how manyth of its kind")[middles].tolist() == [0, 1, 0]
+    assert told(labels, "the how manyth")[middles].tolist() == [0, 1, 2], "in reading order"
+
+
+def test_a_moving_thing_is_told_its_way_in_every_frame_worn_or_clean():
+    column = [c.name for c in COLUMNS].index("motion")
+    for index in range(6):
+        (clip,) = draw("motion", index).media
+        ways = {m for f in clip.frames for m in patch_labels(f, 4, 4)[:, column]} - {UNKNOWN}
+        assert len(ways) == 1, ways
+        assert COLUMNS[column].known_to == "resampler", "it takes two frames"
+
+
+def test_the_digits_of_the_time_are_told_where_the_server_writes_them():
+    written, em = format_timestamp(73.5), 16
+    font = TimestampFont()._sized(em)
+    *_, before_last, last = stamp_regions((168, 10 * em), written)
+    assert (before_last.form, last.form, last.order) == ("5", "0", 3)
+    edges = np.array([font.getlength(written[:-1]), font.getlength(written)])
+    assert_close(np.array([last.left, last.right]) * 168, edges, 2.0, "pixels")
+    assert [r.form for r in stamp_regions((84, 84), written)] == [None], "too small to read, so not told"
+
+
+def test_tokens_are_told_which_picture_of_their_sample_they_belong_to_and_where_they_are():
+    grids = np.array([(1, 4, 4), (1, 4, 8), (4, 4, 4)])
+    shown = np.full((4 + 8 + 8, 8, NUM_COLUMNS), UNKNOWN, np.uint8)
+    x, y, picture, pair, thing_x, *_ = seat_labels(grids, np.array([12, 0, 8]), shown).T
+    assert picture.tolist() == [0] * 4 + [1] * 8 + [0] * 8, "the clip is its own sample's first"
+    assert pair.tolist() == [UNKNOWN] * 12 + [0] * 4 + [1] * 4
+    assert x[4:8].tolist() == [1, 4, 7, 10] and y[4:12].tolist() == [3] * 4 + [9] * 4
+    assert (thing_x == UNKNOWN).all()
 
 
 def test_letters_lie_side_by_side_across_the_text():
@@ -137,11 +206,30 @@ def test_evened_out_components_are_all_equally_loud():
     assert_close(outputs.square().mean(0).numpy(), np.ones(6, np.float32), 0.05, "second moments")
 
 
-def test_teaching_the_tower_lowers_its_loss_and_leaves_the_decoder_alone(tmp_path, tokenizer_folder):
+def test_the_seeing_stage_lowers_its_loss_and_leaves_the_decoder_alone(tmp_path, tokenizer_folder):
     (tmp_path / "tokenizer").symlink_to(tokenizer_folder)
-    trainer = Trainer(Settings(tmp_path, model="mini", samples=1, learning_rate=0.02))
+    settings = Settings(tmp_path, model="mini", samples=99, samples_per_step=8, learning_rate=0.02,
+                        warmup_steps=1, stage="seeing", report_every=1e9)  # fmt: skip
+    trainer = Trainer(settings)
     decoder = trainer.model.model.language_model.layers[0].self_attn.q_proj.weight.detach().clone()
-    losses = [teach_tower.teach_step(trainer, 1.0, seed=0, step=0) for _ in range(8)]
+    batches, losses = make_step(trainer.feed_settings, Encoder(tokenizer_folder), 0), []
+    trainer.reporter.add_seeing = lambda loss: losses.append(float(loss.detach()))  # type: ignore[method-assign]
+    for _ in range(8):
+        trainer.step(batches)
     assert losses[-1] < 0.8 * losses[0], losses
     after = trainer.model.model.language_model.layers[0].self_attn.q_proj.weight
     assert_same_bits(after.detach().numpy(), decoder.numpy(), "query weights")
+    assert trainer.tutor.scores()["colour"] > 0
+
+
+def test_a_step_of_the_whole_also_teaches_where_tokens_are(tmp_path, tokenizer_folder):
+    (tmp_path / "tokenizer").symlink_to(tokenizer_folder)
+    settings = Settings(tmp_path, model="mini", samples=99, samples_per_step=4, learning_rate=0.02,
+                        warmup_steps=1, only=("pictures",))  # fmt: skip
+    trainer = Trainer(settings)
+    batches = make_step(trainer.feed_settings, Encoder(tokenizer_folder), 0)
+    shares = []
+    for _ in range(10):
+        trainer.step(batches)
+        shares.append(trainer.tutor.scores()["which picture"])
+    assert shares[-1] > max(0.5, shares[0]), shares

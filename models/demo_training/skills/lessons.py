@@ -92,6 +92,20 @@ def sizes(rng: random.Random) -> Sample:
     return lesson(rng, language, _different(rng, makes, (3, 1), 4), [picture(shown.render(rng))])
 
 
+def places(rng: random.Random) -> Sample:
+    """Where the things of a small picture are, in every way that is asked."""
+    language = pick_language(rng)
+    size = picture_size(rng, (84, 160), may_be_large=False)
+    kinds = random_kinds(rng, rng.choices((1, 2, 3, 4), weights=(1, 3, 3, 1))[0])
+    shown = Scene(size, place_things(rng, kinds, size, (0.1, 0.22)))
+    makes: list[tuple[str, Callable[[], Exercise | None]]] = [
+        ("positions", lambda: positions.position_exercise(rng, shown, language)),
+        ("shapes", lambda: shapes.describe(rng, shown, language)),
+    ]
+    exercises = _different(rng, makes, (8, 1), rng.randint(4, 6))
+    return lesson(rng, language, exercises, [picture(shown.render(rng))])
+
+
 def several(rng: random.Random) -> Sample:
     """Two to four small pictures: what one shows, and which one shows something."""
     language = pick_language(rng)
@@ -119,6 +133,19 @@ def amounts(rng: random.Random) -> Sample:
     ]
     exercises = _different(rng, makes, (1, 1), rng.randint(3, 5))
     return lesson(rng, language, exercises, [picture(s.image) for s in shown])
+
+
+def changes(rng: random.Random) -> Sample:
+    """What differs between two pictures, and what each of them shows."""
+    language = pick_language(rng)
+    change = pictures.changed(rng)
+    scenes = [change.before, change.after]
+    makes = [
+        ("pictures", lambda: pictures.difference_exercise(rng, change, language)),
+        ("pictures", lambda: pictures.what_in_exercise(rng, scenes, language)),
+    ]
+    exercises = _different(rng, makes, (1, 1), rng.randint(2, 4))
+    return lesson(rng, language, exercises, [picture(s.render(rng)) for s in scenes])
 
 
 def numbered(rng: random.Random) -> Sample:

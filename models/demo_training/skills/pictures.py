@@ -206,8 +206,23 @@ def described(
     return Exercise(question, sentence(words[number], language), _chain(words, language), checker)
 
 
-def _difference(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
+@dataclass(frozen=True)
+class Change:
     """Two pictures of the same things, but one changed its colour or its shape."""
+
+    before: Scene
+    after: Scene
+    old: Thing
+    new: Thing
+
+
+def _difference(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
+    change = changed(rng)
+    exercise = difference_exercise(rng, change, language)
+    return exercise, [change.before.render(rng), change.after.render(rng)]
+
+
+def changed(rng: random.Random) -> Change:
     colours = compatible_colours(rng)
     size = picture_size(rng, SEVERAL, may_be_large=False)
     first = Scene(size, place_things(rng, random_kinds(rng, rng.randint(1, 3), colours=colours), size))
@@ -219,7 +234,11 @@ def _difference(rng: random.Random, language: Language) -> tuple[Exercise, list[
         new = replace(old, shape=rng.choice([s for s in SHAPES if s != old.shape]))
     things = list(first.things)
     things[index] = new
-    second = Scene(size, tuple(things))
+    return Change(first, Scene(size, tuple(things)), old, new)
+
+
+def difference_exercise(rng: random.Random, change: Change, language: Language) -> Exercise:
+    old, new = change.old, change.new
     question = vary(
         rng,
         language,
@@ -236,7 +255,5 @@ def _difference(rng: random.Random, language: Language) -> tuple[Exercise, list[
         f"{old.say('zh')}变成了{new.say('zh')}。",
     )
     checker = names_in_order([old.colour, old.shape, new.colour, new.shape], {**COLOURS, **SHAPES})
-    shown = [Shown(s.render(rng), s.describe(language)) for s in (first, second)]
-    return Exercise(question, answer, _chain([s.words for s in shown], language), checker), [
-        s.image for s in shown
-    ]
+    words = [change.before.describe(language), change.after.describe(language)]
+    return Exercise(question, answer, _chain(words, language), checker)

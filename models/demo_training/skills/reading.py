@@ -13,7 +13,7 @@ from models.demo_training.dialogue import Exercise, conversation, in_language, p
 from models.demo_training.finish import finish, picture_size
 from models.demo_training.lexicon import WORDS, letters
 from models.demo_training.names import SHAPES, Language
-from models.demo_training.regions import Region, describe
+from models.demo_training.regions import Region, describe, shape_region
 from models.demo_training.sample import Sample, picture
 
 SIDES = (84, 240)
@@ -109,10 +109,12 @@ def text_picture(
     canvas = drawing.halve(drawing.blank(rng, size, background))
     left = rng.randint(0, size[0] - stamp.width)
     top = rng.randint(0, size[1] - stamp.height)
+    beside: list[Region] = []
     if rng.random() < with_shape:
-        _shape_beside(rng, canvas, (left, top, left + stamp.width, top + stamp.height), background)
+        beside = _shape_beside(rng, canvas, (left, top, left + stamp.width, top + stamp.height), background)
     canvas.paste(stamp, (left, top), stamp)
-    return describe(finish(rng, canvas), letter_regions(written, (left, top), stamp.size, size))
+    letters_told = letter_regions(written, (left, top), stamp.size, size)
+    return describe(finish(rng, canvas), [*beside, *letters_told])
 
 
 def letter_regions(
@@ -123,8 +125,8 @@ def letter_regions(
     edges = [corner[0] + stamp[0] * sum(widths[:i]) / sum(widths) for i in range(len(written) + 1)]
     top, bottom = corner[1] / size[1], (corner[1] + stamp[1]) / size[1]
     return [
-        Region(c, None, left / size[0], top, right / size[0], bottom)
-        for c, left, right in zip(written, edges, edges[1:], strict=False)
+        Region(c, None, left / size[0], top, right / size[0], bottom, order)
+        for order, (c, left, right) in enumerate(zip(written, edges, edges[1:], strict=False))
     ]
 
 
@@ -190,8 +192,8 @@ def _line_stamp(rng: random.Random, text: str, width: int, ink: drawing.Colour) 
 
 def _shape_beside(
     rng: random.Random, canvas: Image.Image, text_box: tuple[int, int, int, int], background: drawing.Colour
-) -> None:
-    """A small distracting shape that does not touch the text, if there is room."""
+) -> list[Region]:
+    """A small distracting shape that does not touch the text, if there is room; what it is."""
     colours = [
         c for c, rgb in drawing.RGB.items() if drawing.distance(rgb, background) >= drawing.MIN_CONTRAST
     ]
@@ -202,11 +204,7 @@ def _shape_beside(
         inside_y = text_box[1] - radius - 2 < y < text_box[3] + radius + 2
         if not (inside_x and inside_y):
             half = drawing.OVERSAMPLING  # the canvas is in final pixels already
-            drawing.draw_shape(
-                canvas,
-                rng.choice(list(SHAPES)),
-                drawing.RGB[rng.choice(colours)],
-                (x / half, y / half),
-                radius / half,
-            )
-            return
+            shape, colour = rng.choice(list(SHAPES)), rng.choice(colours)
+            drawing.draw_shape(canvas, shape, drawing.RGB[colour], (x / half, y / half), radius / half)
+            return [shape_region(shape, colour, (x, y), radius, canvas.size)]
+    return []

@@ -19,6 +19,7 @@ from models.demo_training.checkers import is_number, names_in_order, names_only,
 from models.demo_training.dialogue import Exercise, conversation, in_language, lesson, pick_language, vary
 from models.demo_training.finish import FRAME, LARGE_FRAME, finish, picture_size
 from models.demo_training.names import COLOURS, DIRECTIONS, SHAPES, Language, a_thing, join, sentence, thing
+from models.demo_training.regions import KEY, describe, shape_region
 from models.demo_training.sample import Clip, Sample, video
 from models.demo_training.scene import MAX_TILT, compatible_colours
 
@@ -90,7 +91,8 @@ def _taught(rng: random.Random, skill: str, film: Film) -> Sample:
 def _render(rng: random.Random, filmed: Filmed) -> Clip:
     """All frames; wear is drawn once per clip, or a whole clip stays clean."""
     worn, count, rate = rng.random() < 0.4, filmed.count, filmed.rate
-    frames = tuple(finish(rng, filmed.draw(i)) if worn else filmed.draw(i) for i in range(count))
+    clean = [filmed.draw(i) for i in range(count)]
+    frames = tuple(describe(finish(rng, f), f.info[KEY]) if worn else f for f in clean)
     if rate is None:
         rate = rng.choice(RATES if count <= SHORT[1] else (RATES[0], float(math.ceil(count / 8))))
     return Clip(frames, rate)
@@ -108,7 +110,7 @@ def motion(rng: random.Random, language: Language, sides: tuple[int, int] = FRAM
     def draw(index: int) -> Image.Image:
         share = 0.0 if still else index / (count - 1)
         centre = (start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1]))
-        return _frame(size, background, [(shape, colour, centre, radius, tilt)])
+        return _frame(size, background, [(shape, colour, centre, radius, tilt)], (0, 0) if still else step)
 
     question = vary(
         rng,
@@ -356,8 +358,14 @@ def _path(
 Placed = tuple[str, str, tuple[float, float], float, float]
 
 
-def _frame(size: tuple[int, int], background: drawing.Colour, things: list[Placed]) -> Image.Image:
+def _frame(
+    size: tuple[int, int],
+    background: drawing.Colour,
+    things: list[Placed],
+    motion: tuple[int, int] = (0, 0),
+) -> Image.Image:
     canvas = Image.new("RGB", (size[0] * drawing.OVERSAMPLING, size[1] * drawing.OVERSAMPLING), background)
     for shape, colour, centre, radius, tilt in things:
         drawing.draw_shape(canvas, shape, drawing.RGB[colour], centre, radius, tilt)
-    return drawing.halve(canvas)
+    regions = [shape_region(t[0], t[1], t[2], t[3], size, motion) for t in things]
+    return describe(drawing.halve(canvas), regions)
