@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +10,7 @@ torch = pytest.importorskip("torch", reason="training needs torch: OCTET_EXTRAS=
 pytest.importorskip("transformers", reason="training needs transformers: OCTET_EXTRAS=compare")
 
 from api.media.timestamp import TimestampFont, format_timestamp  # noqa: E402
+from models.demo_training import fonts  # noqa: E402
 from models.demo_training.checkpoint import Progress, trained_parameters  # noqa: E402
 from models.demo_training.collate import collate  # noqa: E402
 from models.demo_training.config import mini_model  # noqa: E402
@@ -32,7 +31,7 @@ from models.demo_training.regions import (  # noqa: E402
     seat_labels,
     stamp_regions,
 )
-from models.demo_training.skills.reading import letter_regions  # noqa: E402
+from models.demo_training.skills.reading import letter_regions, render_text  # noqa: E402
 from models.demo_training.train import Settings, Trainer  # noqa: E402
 from models.demo_training.whitening import whitening  # noqa: E402
 from tests.checks import assert_close, assert_same_bits  # noqa: E402
@@ -135,7 +134,8 @@ def test_patches_are_told_what_covers_them_in_the_order_of_the_windows():
 
 
 def test_a_patch_of_two_letters_is_told_both_and_their_places_in_the_word():
-    image = describe(Image.new("RGB", (56, 56)), letter_regions("no", (14, 0), (14, 14), (56, 56)))
+    halves = [Region("n", None, 0.25, 0.0, 0.375, 0.25, 0), Region("o", None, 0.375, 0.0, 0.5, 0.25, 1)]
+    image = describe(Image.new("RGB", (56, 56)), halves)
     patch = patch_labels(image, rows=4, columns=4)[1]
     left, right = patch[:2]
     assert left not in (0, UNKNOWN) and right not in (0, UNKNOWN, left)
@@ -185,12 +185,24 @@ def test_tokens_are_told_which_picture_of_their_sample_they_belong_to_and_where_
     assert (thing_x == UNKNOWN).all()
 
 
-def test_letters_lie_side_by_side_across_the_text():
-    regions = letter_regions("Will", (10, 20), (40, 14), (100, 56))
-    assert [r.form for r in regions] == list("Will")
-    assert (regions[0].left, regions[-1].right) == (0.1, 0.5)
-    assert all(a.right == b.left for a, b in pairwise(regions))
-    assert regions[0].right - regions[0].left > 2 * (regions[1].right - regions[1].left)
+@pytest.mark.parametrize("degrees", [0.0, 7.0, -7.0])
+def test_letters_are_told_where_their_ink_is(degrees):
+    """Every box holds ink, and there is none that no box covers."""
+    word, face = "Will", fonts.FACES[0]
+    stamp = render_text(word, face, 40, (0, 0, 0), degrees)
+    regions = letter_regions(word, stamp, (10, 20), (200, 100))
+    assert [(r.form, r.order) for r in regions] == list(zip(word, range(4), strict=True))
+    ink = np.asarray(stamp)[..., 3]
+    for region in regions:
+        left, right = region.left * 200 - 10, region.right * 200 - 10
+        top, bottom = region.top * 100 - 20, region.bottom * 100 - 20
+        inside = ink[max(0, round(top)) : round(bottom), max(0, round(left)) : round(right)]
+        assert inside.max() > 200, region
+    outside = ink.copy()
+    for region in regions:
+        columns = slice(max(0, round(region.left * 200 - 12)), round(region.right * 200 - 8))
+        outside[max(0, round(region.top * 100 - 22)) : round(region.bottom * 100 - 18), columns] = 0
+    assert outside.max() < 60, "ink that no box covers"
 
 
 def test_every_drawn_picture_says_what_it_shows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -43,7 +44,8 @@ ASK_WORD = (
     ("图中写的是什么单词？", "读出这个单词。", "图片里写了什么？", "上面写着什么？"),
 )
 INK_CONTRAST = 150.0  # thin strokes need more than filled shapes do
-_USUAL_WIDTH = {"i": 0.5, "j": 0.55, "l": 0.5, "f": 0.65, "t": 0.7, "r": 0.75, "m": 1.6, "w": 1.45}
+BOXES = "boxes"
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 INK = ("black", "white", "red", "green", "blue", "purple", "brown", "orange")
 
 
@@ -113,21 +115,20 @@ def text_picture(
     if rng.random() < with_shape:
         beside = _shape_beside(rng, canvas, (left, top, left + stamp.width, top + stamp.height), background)
     canvas.paste(stamp, (left, top), stamp)
-    letters_told = letter_regions(written, (left, top), stamp.size, size)
+    letters_told = letter_regions(written, stamp, (left, top), size)
     return describe(finish(rng, canvas), [*beside, *letters_told])
 
 
 def letter_regions(
-    written: str, corner: tuple[int, int], stamp: tuple[int, int], size: tuple[int, int]
+    written: str, stamp: Image.Image, corner: tuple[int, int], size: tuple[int, int]
 ) -> list[Region]:
-    """Characters share the stamp's width by how wide they usually are; near enough for patches."""
-    widths = [_USUAL_WIDTH.get(c.lower(), 1.0) * (1.25 if c.isupper() else 1.0) for c in written]
-    edges = [corner[0] + stamp[0] * sum(widths[:i]) / sum(widths) for i in range(len(written) + 1)]
-    top, bottom = corner[1] / size[1], (corner[1] + stamp[1]) / size[1]
+    """Where the characters of a stamp of `render_text` are, pasted at `corner` of a picture of `size`."""
+    (left, top), (width, height) = corner, size
     return [
-        Region(c, None, left / size[0], top, right / size[0], bottom, order)
-        for order, (c, left, right) in enumerate(zip(written, edges, edges[1:], strict=False))
-    ]
+        Region(character, None, (left + x0) / width, (top + y0) / height, (left + x1) / width,
+               (top + y1) / height, order)
+        for order, (character, (x0, y0, x1, y1)) in enumerate(zip(written, stamp.info[BOXES], strict=True))
+    ]  # fmt: skip
 
 
 def _fitting_stamp(
@@ -150,16 +151,31 @@ def _fitting_stamp(
 def render_text(
     written: str, face: fonts.Face, height: int, ink: drawing.Colour, degrees: float
 ) -> Image.Image:
-    """The text alone on a transparent ground, cropped to its glyphs plus two pixels."""
+    """The text alone on a transparent ground, cropped to its glyphs plus two pixels.
+
+    `info[BOXES]` has the box of every character, in pixels from the stamp's corner.
+    """
     font = fonts.load(face, height)
     left, top, right, bottom = font.getbbox(written)
     stamp = Image.new("RGBA", (int(right - left) + 4, int(bottom - top) + 4), (*ink, 0))
     ImageDraw.Draw(stamp).text((2 - left, 2 - top), written, font=font, fill=(*ink, 255))
-    return (
-        stamp.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=(*ink, 0))
-        if degrees
-        else stamp
-    )
+    edges = [2 - left + font.getlength(written[:i]) for i in range(len(written) + 1)]
+    boxes = [(edges[i], 2.0, edges[i + 1], stamp.height - 2.0) for i in range(len(written))]
+    if degrees:
+        upright = stamp.size
+        stamp = stamp.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=(*ink, 0))
+        boxes = [_turned(box, degrees, upright, stamp.size) for box in boxes]
+    stamp.info[BOXES] = boxes
+    return stamp
+
+
+def _turned(box: Box, degrees: float, before: tuple[int, int], after: tuple[int, int]) -> Box:
+    """The box around a box that is turned with its picture, anticlockwise about the middle."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = [(x - before[0] / 2, y - before[1] / 2) for x in box[0::2] for y in box[1::2]]
+    across = [after[0] / 2 + x * cos + y * sin for x, y in corners]
+    down = [after[1] / 2 - x * sin + y * cos for x, y in corners]
+    return min(across), min(down), max(across), max(down)
 
 
 def lines_picture(rng: random.Random, written: list[str], width: int) -> Image.Image:
@@ -177,7 +193,7 @@ def lines_picture(rng: random.Random, written: list[str], width: int) -> Image.I
     for text, stamp, gap in zip(written, stamps, gaps[1:], strict=True):
         left = rng.randint(0, width - stamp.width)
         canvas.paste(stamp, (left, top), stamp)
-        regions += letter_regions(text, (left, top), stamp.size, size)
+        regions += letter_regions(text, stamp, (left, top), size)
         top += stamp.height + gap
     return describe(finish(rng, canvas), regions)
 
