@@ -44,7 +44,7 @@ MAIN_SHARES: dict[str, float] = {
     "numbered": 4,
     "sums": 4,
     "copies": 4,
-    "errands": 2,
+    "errands": 3,
     "shapes": 2,
     "counts": 3,
     "positions": 2,
