@@ -26,7 +26,8 @@ from api.template import ChatTemplate
 from api.tokenizer import Tokenizer, load_tokenizer
 from engine.errors import RequestError
 from models.demo_training import config
-from models.demo_training.regions import KEY, NUM_COLUMNS, describe, patch_labels, stamp_regions
+from models.demo_training.labels import NUM_COLUMNS, patch_labels
+from models.demo_training.regions import KEY, describe, stamp_regions
 from models.demo_training.sample import Clip, Message, Sample, Target
 
 Grid = tuple[int, int, int]
@@ -46,7 +47,7 @@ class Example:
     positions    [3, L] int32, rows t, h, w
     token_types  [L] uint8, 1 for vision experts
     patches      [P, 588] uint8 of all media in prompt order
-    patch_labels [P, NUM_COLUMNS] uint8, what each patch shows; see regions.py
+    patch_labels [P, NUM_COLUMNS] uint8, what each patch shows; see labels.py
     grids        (frames, patch rows, patch columns) per picture or clip
     """
 

@@ -27,7 +27,7 @@ class DeviceMedia:
     """Pictures and clips on the device, patches sorted for the tower; what loops need is on the CPU."""
 
     patches: torch.Tensor  # [P, 588] uint8
-    labels: torch.Tensor  # [P, NUM_COLUMNS] uint8, see regions.py
+    labels: torch.Tensor  # [P, NUM_COLUMNS] uint8, see labels.py
     coordinates: torch.Tensor  # [P, 2]
     back: torch.Tensor  # [P] to prompt order
     bounds: torch.Tensor  # [segments + 1] int32, CPU

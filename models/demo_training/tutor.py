@@ -1,4 +1,4 @@
-"""Teaches what each patch shows and where (regions.py), by heads that are not part of the exported model.
+"""Teaches what each patch shows and where (labels.py), by heads that are not part of the exported model.
 
 One head reads the tower's last states, patch by patch; one the resampler's tokens, each of which must still
 tell all of its patches: two frames of two times two. The third reads the media's tokens halfway through the
@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from models.demo_training.fast_vision import pair_frames
-from models.demo_training.regions import (
+from models.demo_training.labels import (
     COLUMNS,
     NUM_CLASSES,
     NUM_COLUMNS,

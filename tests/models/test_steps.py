@@ -18,19 +18,17 @@ from models.demo_training.encode import Encoder  # noqa: E402
 from models.demo_training.feed import make_step  # noqa: E402
 from models.demo_training.forward import Normaliser, answer_losses, to_device  # noqa: E402
 from models.demo_training.helper import Board  # noqa: E402
-from models.demo_training.low_precision import LowPrecision  # noqa: E402
-from models.demo_training.model import build_model  # noqa: E402
-from models.demo_training.optimizer import MuonAdam, orthogonal  # noqa: E402
-from models.demo_training.regions import (  # noqa: E402
+from models.demo_training.labels import (  # noqa: E402
     COLUMNS,
     NUM_COLUMNS,
     UNKNOWN,
-    Region,
-    describe,
     patch_labels,
     seat_labels,
-    stamp_regions,
 )
+from models.demo_training.low_precision import LowPrecision  # noqa: E402
+from models.demo_training.model import build_model  # noqa: E402
+from models.demo_training.optimizer import MuonAdam, orthogonal  # noqa: E402
+from models.demo_training.regions import Region, describe, stamp_regions  # noqa: E402
 from models.demo_training.skills.reading import letter_regions, render_text  # noqa: E402
 from models.demo_training.train import Settings, Trainer  # noqa: E402
 from models.demo_training.whitening import whitening  # noqa: E402
@@ -152,8 +150,8 @@ def test_things_are_told_how_many_share_their_shape_colour_and_both():
     assert counts[[0, 4, 8]].tolist() == [[2, 1, 1, 2], [2, 1, 1, 2], [2, 0, 0, 2]], "one less than the count"
     middles = np.flatnonzero(told(labels, "whether its middle") == 1)
     assert middles.tolist() == [3, 7, 11], "the last patch of each window"
-    assert told(labels, "the how manyth of its kind")[middles].tolist() == [0, 1, 0]
-    assert told(labels, "the how manyth")[middles].tolist() == [0, 1, 2], "in reading order"
+    assert told(labels, "number within its kind")[middles].tolist() == [0, 1, 0]
+    assert told(labels, "number")[middles].tolist() == [0, 1, 2], "in reading order"
 
 
 def test_a_moving_thing_is_told_its_way_in_every_frame_worn_or_clean():
