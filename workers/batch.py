@@ -34,7 +34,10 @@ class HostBatch:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """All of them by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in _ARRAYS}
+
+
+_ARRAYS = tuple(field.name for field in fields(HostBatch))
 
 
 @dataclass(slots=True)
@@ -57,7 +60,7 @@ class Batch:
 
     @classmethod
     def upload(cls, host: HostBatch, device: Device) -> Batch:
-        tensors = dict(zip(host.arrays, device.upload_all(list(host.arrays.values())), strict=True))
+        tensors = dict(zip(_ARRAYS, device.upload_all(list(host.arrays.values())), strict=True))
         if not len(host.sample_rows):
             tensors["sample_rows"] = None
         return cls(

@@ -53,3 +53,24 @@ def test_the_number_of_threads_may_change_between_calls(rand):
     for num_threads in (2, 5, 1, 3, 3, 2):
         cuda_ops.set_num_threads(num_threads)
         assert_same_bits(multiply(x, weight), expected, f"{num_threads} threads")
+
+
+@pytest.mark.parametrize("num_experts", [7, 64])
+def test_routing_has_the_same_bits_for_any_number_of_tokens_and_threads(rand, num_experts):
+    """Few tokens are cut by experts, many by tokens."""
+    x, router = rand.normal(50, 80), rand.normal(2, num_experts, 80, scale=0.3)
+    bias, token_types = rand.normal(2, num_experts, scale=0.05), np.tile([0, 1], 25).astype(np.int32)
+
+    def route(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        count = len(x[rows])
+        ids, weights = np.empty((count, 4), np.int32), unwritten((count, 4), "float32")
+        cuda_ops.route_experts(x[rows], router, bias, token_types[rows], 4, 1e-12, ids, weights)
+        return ids, weights
+
+    expected_ids, expected_weights = route(slice(0, 50))
+    for num_threads in (1, 2, 3, 9):
+        cuda_ops.set_num_threads(num_threads)
+        for rows in (slice(0, 1), slice(7, 9), slice(0, 50)):
+            ids, weights = route(rows)
+            assert_same_bits(ids, expected_ids[rows], f"ids of {rows}, {num_threads} threads")
+            assert_same_bits(weights, expected_weights[rows], f"weights of {rows}, {num_threads} threads")

@@ -57,6 +57,13 @@ class PaddleCpu(HostDevice):
     def upload(self, array: np.ndarray, dtype: DtypeName | None = None) -> Tensor:
         return paddle.to_tensor(host_array(array, dtype))  # uint16 becomes bf16
 
+    def upload_all(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        """A NumPy copy that Paddle adopts costs half of what Paddle's own does; a decode step makes eight."""
+        return [
+            paddle.from_dlpack(np.array(array, np.int32)) if array.size else self.upload(array, "int32")
+            for array in arrays
+        ]
+
     def adopt(self, array: np.ndarray, dtype: DtypeName) -> Tensor:
         if array.dtype != HOST_TYPES[dtype]:
             raise TypeError(f"cannot take {array.dtype} for {dtype}")
