@@ -78,6 +78,12 @@ SEATS = (
     Column("its motion", 5, 0.5),
     *COLUMNS[_SHAPE_NUMBER:],
 )
+# Of a token that shows letters, in the decoder: up to three side by side, by their place in the word, because
+# that is what an answer that is being spelled looks for.
+LETTERS = (
+    Column("place of its first letter", _ORDERS, 0.3),
+    *(Column(f"its letter at a place 3n + {i}", len(_FORMS) + 1, 0.4) for i in range(3)),
+)
 _SHOWN = [_X, _Y, _MOTION, *range(_SHAPE_NUMBER, NUM_COLUMNS)]
 
 
@@ -174,6 +180,21 @@ def seat_labels(grids: np.ndarray, tokens_per_sample: np.ndarray, shown: np.ndar
     things = shown[:, :, _SHOWN].min(1)
     things[places[:, 2] == 0, _SHOWN.index(_MOTION)] = UNKNOWN  # nothing has been seen to move yet
     return np.concatenate([places[:, :2], of_tokens, places[:, 2:], things], axis=1).astype(np.uint8)
+
+
+def letter_labels(shown: np.ndarray) -> np.ndarray:
+    """shown [T, 8, NUM_COLUMNS] -> [T, len(LETTERS)] uint8; UNKNOWN where there are no letters at all."""
+    forms = np.concatenate([shown[:, :, _LEFT_FORM], shown[:, :, _RIGHT_FORM]], axis=1)
+    orders = np.concatenate([shown[:, :, _LEFT_ORDER], shown[:, :, _RIGHT_ORDER]], axis=1)
+    labels = np.full((len(shown), len(LETTERS)), UNKNOWN, np.uint8)
+    labels[:, 0] = orders.min(1)
+    for residue in range(3):
+        of_residue = np.where((orders != UNKNOWN) & (orders % 3 == residue), orders, UNKNOWN)
+        first = of_residue.argmin(1)[:, None]
+        found = np.take_along_axis(of_residue, first, 1)[:, 0] != UNKNOWN
+        labels[:, 1 + residue] = np.where(found, np.take_along_axis(forms, first, 1)[:, 0], 0)
+    labels[labels[:, 0] == UNKNOWN] = UNKNOWN
+    return labels
 
 
 @lru_cache(maxsize=4096)

@@ -17,24 +17,27 @@ from torch.nn.functional import cross_entropy
 from models.demo_training.fast_vision import pair_frames
 from models.demo_training.labels import (
     COLUMNS,
+    LETTERS,
     NUM_CLASSES,
     NUM_COLUMNS,
     SEATS,
     UNKNOWN,
     Column,
+    letter_labels,
     seat_labels,
 )
 
 BACKGROUND_WEIGHT = 0.3  # of all background together, against all else
 PATCHES_PER_TOKEN = 8  # a single picture's count twice
 _SEEN = tuple(column for column in COLUMNS if column.known_to != "decoder")
-HEADS = ("patch_head", "token_head", "seat_head")
+HEADS = ("patch_head", "token_head", "seat_head", "letter_head")
 
 
 def add_heads(model: Any, patch_width: int, token_width: int) -> None:
     model.patch_head = torch.nn.Linear(patch_width, NUM_CLASSES)
     model.token_head = torch.nn.Linear(token_width, PATCHES_PER_TOKEN * NUM_CLASSES)
     model.seat_head = torch.nn.Linear(token_width, sum(column.num_classes for column in SEATS))
+    model.letter_head = torch.nn.Linear(token_width, sum(column.num_classes for column in LETTERS))
 
 
 class Tutor:
@@ -62,20 +65,27 @@ class Tutor:
     def seeing_loss(self, labels: torch.Tensor, back: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         """labels [P, NUM_COLUMNS] in the tower's order, back [P] to prompt order, grids [N, 3] on the CPU."""
         of_tokens = _of_tokens(labels, back, grids).reshape(-1, NUM_COLUMNS)
-        return (self._loss("patch_head", _SEEN, labels) + self._loss("token_head", _SEEN, of_tokens)) / 2
+        of_tower = self._loss("patch_head", self._kept.pop("patch_head"), _SEEN, labels)
+        return (of_tower + self._loss("token_head", self._kept.pop("token_head"), _SEEN, of_tokens)) / 2
 
     def seat_loss(
         self, labels: torch.Tensor, back: torch.Tensor, grids: torch.Tensor, tokens_per_sample: np.ndarray
     ) -> torch.Tensor:
         """Of the media's tokens, which come last in the packed decoder; tokens_per_sample [B] counts them."""
-        shown = _of_tokens(labels, back, grids).reshape(-1, PATCHES_PER_TOKEN, NUM_COLUMNS)
-        seats = torch.from_numpy(seat_labels(grids.numpy(), tokens_per_sample, shown.cpu().numpy()))
-        self._kept["seat_head"] = self._kept["seat_head"][-len(seats) :]
-        return self._loss("seat_head", SEATS, seats.to(labels.device))
+        of_tokens = _of_tokens(labels, back, grids).reshape(-1, PATCHES_PER_TOKEN, NUM_COLUMNS)
+        shown = of_tokens.cpu().numpy()
+        seats = torch.from_numpy(seat_labels(grids.numpy(), tokens_per_sample, shown)).to(labels.device)
+        letters = torch.from_numpy(letter_labels(shown)).to(labels.device)
+        states = self._kept.pop("seat_head")[-len(shown) :]
+        return self._loss("seat_head", states, SEATS, seats) + self._loss(
+            "letter_head", states, LETTERS, letters
+        )
 
-    def _loss(self, head: str, columns: tuple[Column, ...], labels: torch.Tensor) -> torch.Tensor:
+    def _loss(
+        self, head: str, states: torch.Tensor, columns: tuple[Column, ...], labels: torch.Tensor
+    ) -> torch.Tensor:
         """labels [R, columns or more]; the head's outputs are R rows of all columns' classes."""
-        logits = getattr(self._model, head)(self._kept.pop(head)).float().reshape(len(labels), -1)
+        logits = getattr(self._model, head)(states).float().reshape(len(labels), -1)
         guesses = logits.split([column.num_classes for column in columns], dim=1)
         total = torch.zeros((), device=labels.device)
         for column, guess, label in zip(columns, guesses, labels.unbind(1), strict=False):

@@ -22,6 +22,7 @@ from models.demo_training.labels import (  # noqa: E402
     COLUMNS,
     NUM_COLUMNS,
     UNKNOWN,
+    letter_labels,
     patch_labels,
     seat_labels,
 )
@@ -201,6 +202,21 @@ def test_letters_are_told_where_their_ink_is(degrees):
         columns = slice(max(0, round(region.left * 200 - 12)), round(region.right * 200 - 8))
         outside[max(0, round(region.top * 100 - 22)) : round(region.bottom * 100 - 18), columns] = 0
     assert outside.max() < 60, "ink that no box covers"
+
+
+def test_a_token_is_told_its_letters_by_their_places_in_the_word():
+    """A token of four letters, the second to the fifth of a word, beside one that shows a thing."""
+    image = describe(Image.new("RGB", (56, 28)), [
+        *(Region(c, None, 0.125 * i, 0.0, 0.125 * (i + 1), 1.0, 1 + i) for i, c in enumerate("tory")),
+        Region("star", "red", 0.5, 0.0, 1.0, 1.0),
+    ])  # fmt: skip
+    patches = patch_labels(image, rows=2, columns=4)
+    forms = {c: told(patches, "form, left half" if i % 2 == 0 else "form, right half")[i // 2]
+             for i, c in enumerate("tory")}  # fmt: skip
+    shown = np.concatenate([patches.reshape(2, 4, -1)] * 2, axis=1)
+    letters, thing = letter_labels(shown)
+    assert letters.tolist() == [1, forms["r"], forms["t"], forms["o"]], "y would have the place of t"
+    assert (thing == UNKNOWN).all()
 
 
 def test_every_drawn_picture_says_what_it_shows():
