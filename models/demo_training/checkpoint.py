@@ -26,7 +26,7 @@ class Progress:
     seed: int
     step: int = 0
     samples: int = 0
-    answers: int = 0  # that bore loss, those of helpers included
+    answers: int = 0  # drawn, those of helpers included; they bear loss but in the seeing stage
     seconds: float = 0.0  # of training, over all calls
 
 

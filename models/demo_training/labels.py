@@ -3,7 +3,7 @@
 `patch_labels` turns the regions of a drawing into a class per patch for each of `COLUMNS`. That reaches every
 patch directly, where an answer's loss has to find its way back through the whole decoder; and what a question
 about the whole picture needs (how many of a kind, which letter of a word, which way) is told where it shows.
-`seat_labels` says what only the decoder knows: where a token is.
+`seat_labels` says what only the decoder knows: where a token is; `letter_labels` what it has to sort.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Teaches what each patch shows and where (labels.py), by heads that are not part of the exported model.
 
 One head reads the tower's last states, patch by patch; one the resampler's tokens, each of which must still
-tell all of its patches: two frames of two times two. The third reads the media's tokens halfway through the
-decoder, which is the first to know which picture or frame they belong to.
+tell all of its patches: two frames of two times two. Two read the media's tokens halfway through the decoder,
+which is the first to know which picture or frame they belong to, and sorts letters by their place in a word.
 """
 
 from __future__ import annotations
