@@ -46,6 +46,7 @@ class Exercise:
     answer: str
     chain: str
     checker: Checker
+    spelled: str = ""  # a part of the answer that is trained letter by letter
 
 
 def pick_language(rng: random.Random) -> Language:
@@ -83,7 +84,8 @@ def conversation(
             messages.append(assistant(exercise.answer))
     if thinks is None:
         thinks = rng.random() < THINKING_SHARE
-    return Sample(skill, messages, asked.answer, asked.checker, asked.chain if thinks else None)
+    reasoning = asked.chain if thinks else None
+    return Sample(skill, messages, asked.answer, asked.checker, reasoning, spelled=asked.spelled)
 
 
 def lesson(
@@ -100,7 +102,16 @@ def lesson(
     if not media or rng.random() < TURNS_SHARE:
         return _turns(rng, exercises, media or [])
     first, *others = (
-        Sample(skill, [user(*media, e.question)], e.answer, e.checker, _reasoning(rng, e))
+        Sample(skill, [user(*media, e.question)], e.answer, e.checker, _reasoning(rng, e), spelled=e.spelled)
+        for skill, e in exercises
+    )
+    return replace(first, others=tuple(others))
+
+
+def last_steps(exercises: list[tuple[str, Exercise]]) -> Sample:
+    """Without media: the reasoning is given, and only what follows from it is learnt."""
+    first, *others = (
+        Sample(skill, [user(e.question)], e.answer, e.checker, e.chain, spelled=e.spelled, is_given=True)
         for skill, e in exercises
     )
     return replace(first, others=tuple(others))
@@ -108,14 +119,14 @@ def lesson(
 
 def _turns(rng: random.Random, exercises: list[tuple[str, Exercise]], media: list[dict[str, Any]]) -> Sample:
     messages: list[Message] = []
-    targets = [Target(skill, e.answer, _reasoning(rng, e)) for skill, e in exercises]
+    targets = [Target(skill, e.answer, _reasoning(rng, e), e.spelled) for skill, e in exercises]
     for number, (_, exercise) in enumerate(exercises):
         parts = _arranged(rng, media, exercise.question) if number == 0 else [exercise.question]
         messages.append(user(*parts))
         if number < len(exercises) - 1:
             messages.append(taught(targets[number]))
-    last = targets[-1]
-    return Sample(last.skill, messages, last.answer, exercises[-1][1].checker, last.reasoning)
+    last, checker = targets[-1], exercises[-1][1].checker
+    return Sample(last.skill, messages, last.answer, checker, last.reasoning, spelled=last.spelled)
 
 
 def _reasoning(rng: random.Random, exercise: Exercise) -> str | None:

@@ -144,9 +144,11 @@ class Encoder:
         for number, (index, turn) in enumerate([*turns, (len(sample.messages), sample.target)], 1):
             rendered = self._rendered(sample, index, turn.reasoning is not None)
             assert rendered.startswith(known), "a template that changes earlier turns"
-            prompt, target = self._prompt(rendered[len(known) :], remaining), self.target_ids(turn)
-            ids += prompt + target
-            answers += [0] * len(prompt) + [number] * len(target)
+            prompt = self._prompt(rendered[len(known) :], remaining)
+            reasoning, answer = self._reasoning_ids(turn), self._answer_ids(turn)
+            ids += prompt + reasoning + answer
+            answers += [0] * len(prompt)
+            answers += [0 if turn.is_given else number] * len(reasoning) + [number] * len(answer)
             if index < len(sample.messages):
                 known = self._rendered(sample, index + 1, None)
         return ids, answers
@@ -178,9 +180,13 @@ class Encoder:
 
     def target_ids(self, turn: Target) -> list[int]:
         """What the model shall write: reasoning and its end tag if it thinks, the answer, </s>."""
+        return self._reasoning_ids(turn) + self._answer_ids(turn)
+
+    def _reasoning_ids(self, turn: Target) -> list[int]:
+        return [] if turn.reasoning is None else self._text(f"\n{turn.reasoning}\n</think>\n")
+
+    def _answer_ids(self, turn: Target) -> list[int]:
         ids: list[int] = []
-        if turn.reasoning is not None:
-            ids += self._text(f"\n{turn.reasoning}\n</think>\n")
         before, letters, after = (
             turn.answer.partition(turn.spelled) if turn.spelled else (turn.answer, "", "")
         )

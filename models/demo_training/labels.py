@@ -23,7 +23,7 @@ MOST_COUNTED = 11
 _FORMS = [*SHAPES, *"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"]
 _COLOURS = list(COLOURS)
 _MOTIONS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
-_ORDERS, _PLACES, _SIZES = 8, 12, 8
+_ORDERS, _PLACES, _SIZES, _TURNS = 8, 12, 8, 6
 _SMALLEST, _LARGEST = 0.06, 0.66  # of the shorter side, of what is told apart by size
 
 
@@ -54,18 +54,20 @@ COLUMNS = (
     Column("things of its colour", MOST_COUNTED, 0.2),
     Column("things of its kind", MOST_COUNTED, 0.2),
     Column("things", MOST_COUNTED, 0.2),
+    Column("number from the left", MOST_COUNTED, 0.2),
     Column("whether its middle", 2, 0.2),
     Column("motion", 5, 0.5, known_to="resampler"),
     Column("number within its shape", MOST_COUNTED, 0.2, known_to="decoder"),
     Column("number within its colour", MOST_COUNTED, 0.2, known_to="decoder"),
     Column("number within its kind", MOST_COUNTED, 0.2, known_to="decoder"),
     Column("number", MOST_COUNTED, 0.2, known_to="decoder"),
+    Column("turn", _TURNS, 0.5, known_to="decoder"),
 )
 NUM_COLUMNS = len(COLUMNS)
 NUM_CLASSES = sum(column.num_classes for column in COLUMNS if column.known_to != "decoder")
 (_LEFT_FORM, _RIGHT_FORM, _COLOUR, _LEFT_ORDER, _RIGHT_ORDER, _X, _Y, _SIZE, _SHAPE_COUNT, _COLOUR_COUNT,
- _KIND_COUNT, _COUNT, _MIDDLE, _MOTION, _SHAPE_NUMBER, _COLOUR_NUMBER, _KIND_NUMBER,
- _NUMBER) = range(NUM_COLUMNS)  # fmt: skip
+ _KIND_COUNT, _COUNT, _RANK, _MIDDLE, _MOTION, _SHAPE_NUMBER, _COLOUR_NUMBER, _KIND_NUMBER,
+ _NUMBER, _TURN) = range(NUM_COLUMNS)  # fmt: skip
 
 # Of a token in the decoder; the last ones are what its patches are told.
 SEATS = (
@@ -94,7 +96,7 @@ def patch_labels(image: Image.Image | None, rows: int, columns: int) -> np.ndarr
         labels[..., [_LEFT_FORM, _RIGHT_FORM, _COLOUR]] = 0
         for region in image.info[KEY]:
             _tell_forms(labels, region)
-            told = [UNKNOWN] * (_MOTION + 1)
+            told = [UNKNOWN] * NUM_COLUMNS
             if region.form is not None:
                 _tell_place(told, region, rows, columns)
             if region.colour is not None:
@@ -102,8 +104,10 @@ def patch_labels(image: Image.Image | None, rows: int, columns: int) -> np.ndarr
                 told[_MIDDLE] = 0
             if region.motion is not None:
                 told[_MOTION] = _MOTIONS.index(region.motion)
-            inside = np.ix_(*_box(region, rows, columns), [_COLOUR, *range(_X, _MOTION + 1)])
-            labels[inside] = [told[_COLOUR], *told[_X:]]
+            if region.turn is not None:
+                told[_TURN] = min(region.turn, _TURNS) - 1
+            inside = np.ix_(*_box(region, rows, columns), [_COLOUR, *range(_X, _MOTION + 1), _TURN])
+            labels[inside] = [told[_COLOUR], *told[_X : _MOTION + 1], told[_TURN]]
         _tell_counts(labels, [r for r in image.info[KEY] if r.colour is not None])
     windows = labels.reshape(rows // 2, 2, columns // 2, 2, NUM_COLUMNS).transpose(0, 2, 1, 3, 4)
     return windows.reshape(-1, NUM_COLUMNS)
@@ -135,13 +139,19 @@ def _tell_counts(labels: np.ndarray, things: list[Region]) -> None:
     seen: Counter[object] = Counter()
     middles = [_middle(thing, rows, columns) for thing in things]
     for (row, column), thing in sorted(zip(middles, things, strict=True), key=lambda pair: _reading(pair[0])):
-        inside = np.ix_(*_box(thing, rows, columns), range(_SHAPE_COUNT, _COUNT + 1))
-        labels[inside] = [min(totals[key], MOST_COUNTED) - 1 for key in _groups(thing)]
+        inside = np.ix_(*_box(thing, rows, columns), range(_SHAPE_COUNT, _RANK + 1))
+        counts = [min(totals[key], MOST_COUNTED) - 1 for key in _groups(thing)]
+        labels[inside] = [*counts, min(_rank(thing, things), MOST_COUNTED - 1)]
         seen.update(_groups(thing))
         labels[row, column, _MIDDLE] = 1
         labels[row, column, _SHAPE_NUMBER : _NUMBER + 1] = [
             min(seen[key], MOST_COUNTED) - 1 for key in _groups(thing)
         ]
+
+
+def _rank(thing: Region, things: list[Region]) -> int:
+    """How many are further to the left."""
+    return sum(other.left + other.right < thing.left + thing.right for other in things)
 
 
 def _groups(thing: Region) -> tuple[object, ...]:

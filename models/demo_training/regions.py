@@ -24,6 +24,7 @@ class Region:
 
     order   of a character in its text, from 0
     motion  of a thing in a clip: the step (x, y) it takes, (0, 0) when it stays; None in a picture
+    turn    of a thing in a clip: which flash this is, or which of its colours, from 1
     """
 
     form: str | None
@@ -34,6 +35,7 @@ class Region:
     bottom: float
     order: int | None = None
     motion: tuple[int, int] | None = None
+    turn: int | None = None
 
 
 def describe(image: Image.Image, regions: list[Region]) -> Image.Image:
@@ -48,11 +50,12 @@ def shape_region(
     radius: float,
     size: tuple[int, int],
     motion: tuple[int, int] | None = None,
+    turn: int | None = None,
 ) -> Region:
     """Centre, radius and the picture's size in pixels."""
     (x, y), (width, height), half = centre, size, _INNER * radius
     return Region(shape, colour, (x - half) / width, (y - half) / height, (x + half) / width,
-                  (y + half) / height, motion=motion)  # fmt: skip
+                  (y + half) / height, motion=motion, turn=turn)  # fmt: skip
 
 
 def stamp_regions(size: tuple[int, int], written: str) -> list[Region]:

@@ -50,6 +50,7 @@ class Target:
     answer: str
     reasoning: str | None = None
     spelled: str = ""
+    is_given: bool = False  # the reasoning, which then bears no loss
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Sample:
     reasoning: str | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
     spelled: str = ""  # a part of the answer that is trained letter by letter, as it is read
+    is_given: bool = False  # the reasoning, which then bears no loss; for training only
     others: tuple[
         Sample, ...
     ] = ()  # other questions about the same media, which come first; for training only
@@ -73,7 +75,7 @@ class Sample:
 
     @property
     def target(self) -> Target:
-        return Target(self.skill, self.answer, self.reasoning, self.spelled)
+        return Target(self.skill, self.answer, self.reasoning, self.spelled, self.is_given)
 
     @property
     def targets(self) -> list[Target]:

@@ -25,7 +25,7 @@ from models.demo_training import checkpoint
 from models.demo_training.balance import LoadBalancer
 from models.demo_training.checkpoint import Progress
 from models.demo_training.collate import MicroBatch
-from models.demo_training.config import demo_model, mini_model
+from models.demo_training.config import demo_model, mini_model, preprocessor_config
 from models.demo_training.encode import Encoder
 from models.demo_training.evaluate import evaluate
 from models.demo_training.export import from_paddle
@@ -48,6 +48,7 @@ from models.demo_training.scores import table
 from models.demo_training.skills import SKILLS
 from models.demo_training.tokenizer import write_tokenizer_folder
 from models.demo_training.tutor import Tutor
+from models.tiny_tokenizer import write_json
 
 TUTOR_SHARE = 0.4  # of the lessons on patches and tokens, beside the loss on answers
 FINAL_RATE = 0.01  # of the peak, at the end of the run
@@ -259,6 +260,7 @@ class Trainer:
             shutil.copytree(source, self._tokenizer, ignore=shutil.ignore_patterns(*own))
         else:
             shutil.copytree(source.parents[1] / "tokenizer", self._tokenizer)
+        write_json(self._tokenizer / "preprocessor_config.json", preprocessor_config())
 
     def _start_from(self, source: Path) -> None:
         """Weights of another run, or the bf16 ones of an export."""

@@ -115,7 +115,7 @@ def test_a_sample_has_the_same_loss_alone_and_among_others(encoder, model):
     assert_close(together.numpy(), torch.cat(alone).numpy(), 2e-4, "summed losses")
 
 
-@pytest.mark.parametrize("name", ["small scene", "crowd", "several", "errands"])
+@pytest.mark.parametrize("name", ["small scene", "crowd", "several", "word", "last steps", "errands"])
 def test_answers_of_a_lesson_have_the_loss_that_each_has_in_a_sample_of_its_own(encoder, model, name):
     drawn = (LESSONS[name](rng_for("training", 0, name, i)) for i in range(20))
     lesson = next(s for s in drawn if s.others or name == "errands")

@@ -20,9 +20,8 @@ from models.demo_training.skills import counting, pictures, positions, reading, 
 from models.demo_training.skills.signatures import TOOLS
 
 Skilled = tuple[str, Exercise]
-SMALL = (70, 126)
-LARGE = (98, 220)
-TIGHT = (60, 112)
+SMALL = (70, 168)  # nothing is fed smaller than 168 x 168
+LARGE = (112, 240)
 TINY = (56, 84)
 
 
@@ -47,12 +46,12 @@ def _scene(rng: random.Random, sides: tuple[int, int], count: int) -> Sample:
         ("json", lambda: tools.scene_exercise(rng, shown, language)),
         ("counts", lambda: _count(rng, shown, language)),
     ]
-    exercises = _different(rng, makes, (4, 5, 5, 1, 2), rng.randint(3, 6))
+    exercises = _different(rng, makes, (4, 5, 5, 1, 2), rng.randint(4, 8))
     return lesson(rng, language, exercises, [picture(shown.render(rng))])
 
 
 def small_crowd(rng: random.Random) -> Sample:
-    return _crowd(rng, (84, 140), rng.randint(1, 6))
+    return _crowd(rng, (84, 168), rng.randint(1, 6))
 
 
 def crowd(rng: random.Random) -> Sample:
@@ -68,7 +67,7 @@ def _crowd(rng: random.Random, sides: tuple[int, int], count: int) -> Sample:
     size = picture_size(rng, sides, may_be_large=False)
     shown = Scene(size, place_things(rng, kinds, size))
     makes = [("counts", lambda: _count(rng, shown, language))]
-    exercises = _different(rng, makes, (1,), rng.randint(3, 6))
+    exercises = _different(rng, makes, (1,), rng.randint(4, 9))
     return lesson(rng, language, exercises, [picture(shown.render(rng))])
 
 
@@ -89,20 +88,20 @@ def sizes(rng: random.Random) -> Sample:
         ("sizes", lambda: positions.size_exercise(rng, shown, by_size, language)),
         ("positions", lambda: positions.position_exercise(rng, shown, language)),
     ]
-    return lesson(rng, language, _different(rng, makes, (3, 1), 4), [picture(shown.render(rng))])
+    return lesson(rng, language, _different(rng, makes, (3, 1), 6), [picture(shown.render(rng))])
 
 
 def places(rng: random.Random) -> Sample:
     """Where the things of a small picture are, in every way that is asked."""
     language = pick_language(rng)
-    size = picture_size(rng, (84, 160), may_be_large=False)
+    size = picture_size(rng, (84, 168), may_be_large=False)
     kinds = random_kinds(rng, rng.choices((1, 2, 3, 4), weights=(1, 3, 3, 1))[0])
     shown = Scene(size, place_things(rng, kinds, size, (0.1, 0.22)))
     makes: list[tuple[str, Callable[[], Exercise | None]]] = [
         ("positions", lambda: positions.position_exercise(rng, shown, language)),
         ("shapes", lambda: shapes.describe(rng, shown, language)),
     ]
-    exercises = _different(rng, makes, (8, 1), rng.randint(4, 6))
+    exercises = _different(rng, makes, (8, 1), rng.randint(5, 8))
     return lesson(rng, language, exercises, [picture(shown.render(rng))])
 
 
@@ -118,7 +117,7 @@ def several(rng: random.Random) -> Sample:
         ("pictures", lambda: pictures.what_in_exercise(rng, scenes, language)),
         ("pictures", lambda: pictures.which_exercise(rng, scenes, language)),
     ]
-    exercises = _different(rng, makes, (2, 3), rng.randint(3, 5))
+    exercises = _different(rng, makes, (2, 3), rng.randint(5, 8))
     return lesson(rng, language, exercises, [picture(s.render(rng)) for s in scenes])
 
 
@@ -131,7 +130,7 @@ def amounts(rng: random.Random) -> Sample:
         ("pictures", lambda: pictures.most_exercise(rng, shape, shown, rng.random() < 0.6, language)),
         ("pictures", lambda: _described(rng, words, language)),
     ]
-    exercises = _different(rng, makes, (1, 1), rng.randint(3, 5))
+    exercises = _different(rng, makes, (1, 1), rng.randint(4, 6))
     return lesson(rng, language, exercises, [picture(s.image) for s in shown])
 
 
@@ -144,7 +143,7 @@ def changes(rng: random.Random) -> Sample:
         ("pictures", lambda: pictures.difference_exercise(rng, change, language)),
         ("pictures", lambda: pictures.what_in_exercise(rng, scenes, language)),
     ]
-    exercises = _different(rng, makes, (1, 1), rng.randint(2, 4))
+    exercises = _different(rng, makes, (2, 1), rng.randint(4, 6))
     return lesson(rng, language, exercises, [picture(s.render(rng)) for s in scenes])
 
 
@@ -183,13 +182,17 @@ def lines(rng: random.Random) -> Sample:
     return Sample(skill, [user(shown, question)], answer, says_exactly(answer), spelled=answer)
 
 
-def small_number(rng: random.Random) -> Sample:
-    """All lengths, in a picture hardly larger than the number."""
-    return reading.sample_digits(rng, TIGHT)
+def number(rng: random.Random) -> Sample:
+    """One number asked for in several ways, most often with and without spelling it first."""
+    written, language = reading.random_number(rng), pick_language(rng)
+    exercises = [("digits", reading.number_exercise(rng, written, language)) for _ in range(3)]
+    return lesson(rng, language, exercises, [picture(reading.text_picture(rng, written))])
 
 
-def small_word(rng: random.Random) -> Sample:
-    return reading.sample_words(rng, TIGHT)
+def word(rng: random.Random) -> Sample:
+    written, language = reading.random_word(rng), pick_language(rng)
+    exercises = [("words", reading.word_exercise(rng, written, language)) for _ in range(3)]
+    return lesson(rng, language, exercises, [picture(reading.text_picture(rng, written))])
 
 
 def small_clip(rng: random.Random) -> Sample:

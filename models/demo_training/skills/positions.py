@@ -42,14 +42,13 @@ def _is_clear(thing: Thing) -> bool:
     return all(abs(v - border) > CLEAR_OF_BORDER for v in (thing.x, thing.y) for border in (1 / 3, 2 / 3))
 
 
-def _places_chain(scene: Scene, language: Language) -> str:
-    parts = [
-        in_language(
-            language, f"{t.say(language)} at {t.where(language)}", f"{t.say(language)}在{t.where(language)}"
-        )
-        for t in scene.things
-    ]
-    return sentence(in_language(language, ", ", "，").join(parts), language)
+def _order_chain(scene: Scene, is_across: bool, language: Language) -> str:
+    """All things in the order that the question is about."""
+    ordered = sorted(scene.things, key=lambda t: t.x if is_across else t.y)
+    names = in_language(language, ", ", "、").join(t.say(language) for t in ordered)
+    if is_across:
+        return in_language(language, f"From left to right: {names}.", f"从左到右：{names}。")
+    return in_language(language, f"From top to bottom: {names}.", f"从上到下：{names}。")
 
 
 def _place(rng: random.Random, scene: Scene, language: Language) -> Exercise | None:
@@ -100,7 +99,8 @@ def _relation(rng: random.Random, scene: Scene, language: Language) -> Exercise 
     )
     yes = gap > 0
     answer = in_language(language, "Yes." if yes else "No.", "是的。" if yes else "不是。")
-    return Exercise(question, answer, _places_chain(scene, language), is_yes(yes))
+    chain = _order_chain(scene, side in ("left", "right"), language)
+    return Exercise(question, answer, chain, is_yes(yes))
 
 
 def _extreme(rng: random.Random, scene: Scene, language: Language) -> Exercise | None:
@@ -123,7 +123,8 @@ def _extreme(rng: random.Random, scene: Scene, language: Language) -> Exercise |
         where=in_language(language, en, zh),
     )
     answer = sentence(in_language(language, f"the {winner.say('en')}", winner.say("zh")), language)
-    return Exercise(question, answer, _places_chain(scene, language), names_things([winner]))
+    chain = _order_chain(scene, en in ("leftmost", "rightmost"), language)
+    return Exercise(question, answer, chain, names_things([winner]))
 
 
 def sample_size(rng: random.Random) -> Sample:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 
 from PIL import Image, ImageDraw
 
@@ -49,8 +48,13 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 INK = ("black", "white", "red", "green", "blue", "purple", "brown", "orange")
 
 
-def sample_digits(rng: random.Random, sides: tuple[int, int] = SIDES) -> Sample:
+def sample_digits(rng: random.Random) -> Sample:
     language, number = pick_language(rng), random_number(rng)
+    exercise = number_exercise(rng, number, language)
+    return conversation(rng, "digits", language, [exercise], [picture(text_picture(rng, number))])
+
+
+def number_exercise(rng: random.Random, number: str, language: Language) -> Exercise:
     if rng.random() < OPEN_SHARE:
         question = _open_question(rng, language)
         answer = in_language(language, f"The number {number}.", f"数字{number}。")
@@ -58,12 +62,16 @@ def sample_digits(rng: random.Random, sides: tuple[int, int] = SIDES) -> Sample:
     else:
         question = vary(rng, language, *ASK_NUMBER)
         answer, checker = number, both(says_exactly(number), is_number(float(number)))
-    exercise = Exercise(question, answer, _spelling_chain(number, language), checker)
-    return conversation(rng, "digits", language, [exercise], [picture(text_picture(rng, number, sides))])
+    return Exercise(question, answer, _spelling_chain(number, language), checker)
 
 
-def sample_words(rng: random.Random, sides: tuple[int, int] = SIDES) -> Sample:
+def sample_words(rng: random.Random) -> Sample:
     language, word = pick_language(rng), random_word(rng)
+    exercise = word_exercise(rng, word, language)
+    return conversation(rng, "words", language, [exercise], [picture(text_picture(rng, word))])
+
+
+def word_exercise(rng: random.Random, word: str, language: Language) -> Exercise:
     if rng.random() < OPEN_SHARE:
         question = _open_question(rng, language)
         answer = in_language(language, f"The word {word}.", f"单词{word}。")
@@ -71,9 +79,7 @@ def sample_words(rng: random.Random, sides: tuple[int, int] = SIDES) -> Sample:
     else:
         question = vary(rng, language, *ASK_WORD)
         answer, checker = word, says_exactly(word)
-    exercise = Exercise(question, answer, _spelling_chain(word, language), checker)
-    sample = conversation(rng, "words", language, [exercise], [picture(text_picture(rng, word, sides))])
-    return replace(sample, spelled=word)
+    return Exercise(question, answer, _spelling_chain(word, language), checker, spelled=word)
 
 
 def _open_question(rng: random.Random, language: Language) -> str:

@@ -66,7 +66,7 @@ def sample_moment(rng: random.Random) -> Sample:
 
 def clip_lesson(rng: random.Random, sides: tuple[int, int]) -> Sample:
     """Every question about one clip, the hard one twice: with thinking or without, as it falls."""
-    skill, film = rng.choice((("motion", motion), ("motion", motion), ("flashes", flashes),
+    skill, film = rng.choice((("motion", motion), ("flashes", flashes), ("flashes", flashes),
                               ("colour_order", colour_order)))  # fmt: skip
     return _taught(rng, skill, partial(film, sides=sides))
 
@@ -191,11 +191,13 @@ def flashes(rng: random.Random, language: Language, sides: tuple[int, int] = FRA
     pattern = [False] * off[0]
     for i in range(times):
         pattern += [True] * on[i] + [False] * off[i + 1]
+    numbers = _numbered(pattern)
     size, radius = _frame_size(rng, sides)
     centre, tilt = _centre(rng, size, radius), rng.uniform(-MAX_TILT, MAX_TILT)
 
     def draw(index: int) -> Image.Image:
-        return _frame(size, background, [(shape, colour, centre, radius, tilt)] if pattern[index] else [])
+        things = [(shape, colour, centre, radius, tilt)] if pattern[index] else []
+        return _frame(size, background, things, turn=numbers[index])
 
     question = vary(
         rng,
@@ -212,11 +214,17 @@ def flashes(rng: random.Random, language: Language, sides: tuple[int, int] = FRA
     answer = in_language(
         language, f"It flashes {times} {'times' if times > 1 else 'time'}.", f"它闪了{times}次。"
     )
-    marks = [in_language(language, "on" if p else "off", "亮" if p else "暗") for p in pattern]
+    marks = [in_language(language, f"on {n}" if n else "off", f"亮{n}" if n else "暗") for n in numbers]
     chain = in_language(language, f"Frame by frame: {', '.join(marks)}.", f"逐帧看：{'、'.join(marks)}。")
     listed = Exercise(in_language(language, "Go frame by frame.", "逐帧说明。"), chain, "", says(chain))
     what = _fact(language, "What flashes?", "什么在闪？", a_thing(shape, colour, language))
     return Filmed(Exercise(question, answer, chain, is_number(times)), len(pattern), draw, [listed, what])
+
+
+def _numbered(pattern: list[bool]) -> list[int]:
+    """Which flash every frame belongs to, from 1; 0 between them."""
+    begins = [on and not before for before, on in zip([False, *pattern], pattern, strict=False)]
+    return [sum(begins[: i + 1]) if on else 0 for i, on in enumerate(pattern)]
 
 
 def colour_order(rng: random.Random, language: Language, sides: tuple[int, int] = FRAME) -> Filmed:
@@ -230,7 +238,8 @@ def colour_order(rng: random.Random, language: Language, sides: tuple[int, int] 
     centre, tilt = _centre(rng, size, radius), rng.uniform(-MAX_TILT, MAX_TILT)
 
     def draw(index: int) -> Image.Image:
-        return _frame(size, background, [(shape, owner[index], centre, radius, tilt)])
+        turn = 1 + colours.index(owner[index])
+        return _frame(size, background, [(shape, owner[index], centre, radius, tilt)], turn=turn)
 
     question = vary(
         rng,
@@ -363,9 +372,10 @@ def _frame(
     background: drawing.Colour,
     things: list[Placed],
     motion: tuple[int, int] = (0, 0),
+    turn: int | None = None,
 ) -> Image.Image:
     canvas = Image.new("RGB", (size[0] * drawing.OVERSAMPLING, size[1] * drawing.OVERSAMPLING), background)
     for shape, colour, centre, radius, tilt in things:
         drawing.draw_shape(canvas, shape, drawing.RGB[colour], centre, radius, tilt)
-    regions = [shape_region(t[0], t[1], t[2], t[3], size, motion) for t in things]
+    regions = [shape_region(t[0], t[1], t[2], t[3], size, motion, turn) for t in things]
     return describe(drawing.halve(canvas), regions)
