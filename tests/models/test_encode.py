@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,6 +80,13 @@ def test_a_thinking_target_closes_its_reasoning(encoder):
     example = encoder.encode(_sample(user("Hi"), answer="Hello.", reasoning="Be kind."))
     assert _written(encoder, example.token_ids[: example.num_prompt]).endswith("\nAssistant: <think>")
     assert _written(encoder, example.token_ids[example.num_prompt :]) == "\nBe kind.\n</think>\nHello.</s>"
+
+
+def test_reasoning_that_is_given_stands_before_the_answer_and_bears_no_loss(encoder):
+    learnt = _sample(user("Hi"), answer="Hello.", reasoning="Be kind.")
+    example, given = encoder.encode(learnt), encoder.encode(replace(learnt, is_given=True))
+    assert given.token_ids.tolist() == example.token_ids.tolist()
+    assert _written(encoder, given.token_ids[given.answers > 0]) == "Hello.</s>"
 
 
 def test_a_history_with_reasoning_has_the_tokens_that_were_generated(encoder):

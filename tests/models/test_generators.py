@@ -8,9 +8,11 @@ import re
 import numpy as np
 import pytest
 
+from models.demo_training.checkers import mentions
 from models.demo_training.curriculum import MAIN_SHARES, shares_at
+from models.demo_training.names import COLOURS, SHAPES
 from models.demo_training.sample import Sample, rng_for
-from models.demo_training.skills import FIRST_LOOKS, SKILLS
+from models.demo_training.skills import FIRST_LOOKS, LESSONS, SKILLS
 from models.demo_training.skills.signatures import TOOLS
 from tests.models.builders import draw, pictures_of, question_of
 
@@ -158,3 +160,20 @@ def test_training_starts_with_a_picture_of_one_thing_or_digit_and_ends_with_ever
     assert shares_at(5, only=("motion",)).keys() == {"motion"}
     assert shares_at(0, stage="main") == MAIN_SHARES
     assert not {"chat", "sums"} & shares_at(0, stage="seeing").keys(), "nothing to see"
+
+
+def test_a_last_step_has_no_media_and_all_that_it_needs_in_the_reasoning_that_it_is_given():
+    names = {**COLOURS, **SHAPES}
+    for index in range(30):
+        sample = LESSONS["last steps"](rng_for("training", 0, "last steps", index))
+        for step in (sample, *sample.others):
+            assert not step.media and step.is_given and step.checker(step.answer)
+            known = f"{step.reasoning} {question_of(step)}"
+            assert set(mentions(step.answer, names)) <= set(mentions(known, names)), step.answer
+
+
+def test_the_frames_that_are_listed_carry_the_number_of_flashes():
+    thinking = [s for s in (draw("flashes", i) for i in range(60)) if s.reasoning]
+    assert thinking
+    for sample in thinking:
+        assert sample.checker(re.findall(r"\d+", sample.reasoning)[-1]), sample.reasoning

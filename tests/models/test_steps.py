@@ -153,6 +153,9 @@ def test_things_are_told_how_many_share_their_shape_colour_and_both():
     assert middles.tolist() == [3, 7, 11], "the last patch of each window"
     assert told(labels, "number within its kind")[middles].tolist() == [0, 1, 0]
     assert told(labels, "number")[middles].tolist() == [0, 1, 2], "in reading order"
+    assert told(labels, "number from the left")[middles].tolist() == [0, 2, 0], (
+        "things above each other share it"
+    )
 
 
 def test_a_moving_thing_is_told_its_way_in_every_frame_worn_or_clean():
@@ -162,6 +165,16 @@ def test_a_moving_thing_is_told_its_way_in_every_frame_worn_or_clean():
         ways = {m for f in clip.frames for m in patch_labels(f, 4, 4)[:, column]} - {UNKNOWN}
         assert len(ways) == 1, ways
         assert COLUMNS[column].known_to == "resampler", "it takes two frames"
+
+
+def test_a_thing_that_flashes_is_told_which_flash_it_is():
+    for index in range(6):
+        sample = draw("flashes", index)
+        (clip,) = sample.media
+        turns = [set(told(patch_labels(f, 4, 4), "turn").tolist()) - {UNKNOWN} for f in clip.frames]
+        seen = [turn for of_frame in turns for turn in of_frame]
+        assert all(len(of_frame) < 2 for of_frame in turns) and seen == sorted(seen)
+        assert sample.checker(str(len(set(seen)))), f"{index}: {turns}"
 
 
 def test_the_digits_of_the_time_are_told_where_the_server_writes_them():

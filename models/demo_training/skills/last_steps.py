@@ -70,8 +70,11 @@ def _position(rng: random.Random, language: Language) -> Exercise | None:
     return positions.position_exercise(rng, _scene(rng), language)
 
 
-def _shape(rng: random.Random, language: Language) -> Exercise:
-    return shapes.ask(rng, _scene(rng), language)
+def _shape(rng: random.Random, language: Language) -> Exercise | None:
+    """None for a description: what there is does not follow from how many there are."""
+    scene = _scene(rng)
+    exercise = shapes.ask(rng, scene, language)
+    return exercise if exercise.chain == shapes.contents_chain(scene, language) else None
 
 
 def _count(rng: random.Random, language: Language) -> Exercise | None:
