@@ -127,11 +127,11 @@ FAMILIES: dict[str, Callable[[random.Random], PageSample]] = {
 
 # Family and variation of every card, in the page's order.
 CHOSEN = (
-    ("count", 2),
+    ("count", 0),
     ("contents", 3),
-    ("which", 2),
+    ("which", 6),
     ("motion", 3),
-    ("count_in_chinese", 5),
+    ("count_in_chinese", 2),
     ("number", 0),
 )
 

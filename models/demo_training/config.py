@@ -27,7 +27,8 @@ from models.tiny_tokenizer import added_tokens, end_token_ids, media_ids
 
 MAX_EXPORT_BYTES = 24_000_000
 
-# Bounds of the preprocessor. Larger pictures are shrunk to what training saw: 100 tokens, 36 per frame pair.
+# Bounds of the preprocessor. Larger pictures are shrunk to what training saw: 100 tokens, 36 per frame pair;
+# smaller ones are enlarged, so that fewer letters share a token.
 MIN_IMAGE_PIXELS = 168 * 168
 MAX_IMAGE_PIXELS = 280 * 280
 MIN_FRAME_PIXELS = 56 * 56
