@@ -24,6 +24,7 @@ class MicroBatch:
     token_ids    [B, L] int32, 0 behind the end      lengths [B] int32
     answers      [B, L] uint8: 0 bears no loss, k belongs to the row's k-th answer
     branches     [B, L] uint8: 0 is seen by all that follows, k by its own branch only
+    sought       [B, L] uint16: what a token is to look for in the media, 0 for nothing
     positions    [3, B, L] int32                     token_types [B, L] uint8
     patches      [P, 588] uint8                      patch_labels [P, NUM_COLUMNS] uint8
     grids [N, 3] int32, all media in order
@@ -34,6 +35,7 @@ class MicroBatch:
     lengths: np.ndarray
     answers: np.ndarray
     branches: np.ndarray
+    sought: np.ndarray
     positions: np.ndarray
     token_types: np.ndarray
     patches: np.ndarray
@@ -54,18 +56,20 @@ def collate(examples: list[Example]) -> MicroBatch:
     size = (len(examples), int(lengths.max()))
     token_ids, token_types = np.zeros(size, np.int32), np.zeros(size, np.uint8)
     answers, branches = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
-    positions = np.zeros((3, *size), np.int32)
+    sought, positions = np.zeros(size, np.uint16), np.zeros((3, *size), np.int32)
     for row, e in enumerate(examples):
         token_ids[row, : lengths[row]] = e.token_ids
         token_types[row, : lengths[row]] = e.token_types
         answers[row, : lengths[row]] = e.answers
         branches[row, : lengths[row]] = e.branches
+        sought[row, : lengths[row]] = e.sought
         positions[:, row, : lengths[row]] = e.positions
     return MicroBatch(
         token_ids,
         lengths,
         answers,
         branches,
+        sought,
         positions,
         token_types,
         np.concatenate([e.patches for e in examples]),

@@ -12,6 +12,7 @@ from typing import Any
 from models.demo_training.names import LANGUAGES, Language
 from models.demo_training.sample import (
     Checker,
+    Kind,
     Message,
     Sample,
     Target,
@@ -47,6 +48,7 @@ class Exercise:
     chain: str
     checker: Checker
     spelled: str = ""  # a part of the answer that is trained letter by letter
+    sought: Kind | None = None  # what the question names, to be looked for; see looking.py
 
 
 def pick_language(rng: random.Random) -> Language:
@@ -85,7 +87,9 @@ def conversation(
     if thinks is None:
         thinks = rng.random() < THINKING_SHARE
     reasoning = asked.chain if thinks else None
-    return Sample(skill, messages, asked.answer, asked.checker, reasoning, spelled=asked.spelled)
+    return Sample(
+        skill, messages, asked.answer, asked.checker, reasoning, spelled=asked.spelled, sought=asked.sought
+    )
 
 
 def lesson(
@@ -102,7 +106,15 @@ def lesson(
     if not media or rng.random() < TURNS_SHARE:
         return _turns(rng, exercises, media or [])
     first, *others = (
-        Sample(skill, [user(*media, e.question)], e.answer, e.checker, _reasoning(rng, e), spelled=e.spelled)
+        Sample(
+            skill,
+            [user(*media, e.question)],
+            e.answer,
+            e.checker,
+            _reasoning(rng, e),
+            spelled=e.spelled,
+            sought=e.sought,
+        )
         for skill, e in exercises
     )
     return replace(first, others=tuple(others))
@@ -119,14 +131,24 @@ def last_steps(exercises: list[tuple[str, Exercise]]) -> Sample:
 
 def _turns(rng: random.Random, exercises: list[tuple[str, Exercise]], media: list[dict[str, Any]]) -> Sample:
     messages: list[Message] = []
-    targets = [Target(skill, e.answer, _reasoning(rng, e), e.spelled) for skill, e in exercises]
+    targets = [
+        Target(skill, e.answer, _reasoning(rng, e), e.spelled, sought=e.sought) for skill, e in exercises
+    ]
     for number, (_, exercise) in enumerate(exercises):
         parts = _arranged(rng, media, exercise.question) if number == 0 else [exercise.question]
         messages.append(user(*parts))
         if number < len(exercises) - 1:
             messages.append(taught(targets[number]))
     last, checker = targets[-1], exercises[-1][1].checker
-    return Sample(last.skill, messages, last.answer, checker, last.reasoning, spelled=last.spelled)
+    return Sample(
+        last.skill,
+        messages,
+        last.answer,
+        checker,
+        last.reasoning,
+        spelled=last.spelled,
+        sought=last.sought,
+    )
 
 
 def _reasoning(rng: random.Random, exercise: Exercise) -> str | None:

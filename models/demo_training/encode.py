@@ -27,6 +27,7 @@ from api.tokenizer import Tokenizer, load_tokenizer
 from engine.errors import RequestError
 from models.demo_training import config
 from models.demo_training.labels import NUM_COLUMNS, patch_labels
+from models.demo_training.looking import kind_id
 from models.demo_training.regions import KEY, describe, stamp_regions
 from models.demo_training.sample import Clip, Message, Sample, Target
 
@@ -34,6 +35,7 @@ Grid = tuple[int, int, int]
 
 _MARKS = frozenset({"<|image@placeholder|>", "<|video@placeholder|>"})
 _EOS = "</s>"
+SEEKING = 2  # last tokens of a prompt that are taught where to look
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Example:
     token_ids    [L] int32, prompt then target
     answers      [L] uint8: 0 in the prompt, k in the k-th answer that bears loss
     branches     [L] uint8: 0 is seen by all that follows, k only by the k-th of several questions
+    sought       [L] uint16: what a token is to look for in the media (kind_id in looking.py), 0 for nothing
     positions    [3, L] int32, rows t, h, w
     token_types  [L] uint8, 1 for vision experts
     patches      [P, 588] uint8 of all media in prompt order
@@ -55,6 +58,7 @@ class Example:
     token_ids: np.ndarray
     answers: np.ndarray
     branches: np.ndarray
+    sought: np.ndarray
     positions: np.ndarray
     token_types: np.ndarray
     patches: np.ndarray
@@ -95,10 +99,10 @@ class Encoder:
         cut = [self._cut(item) for item in sample.media]
         grids = [grid for _, grid, _ in cut]
         if with_target:
-            ids, answers, branches, placed = self._branches(sample, grids)
+            ids, answers, sought, branches, placed = self._branches(sample, grids)
         else:
             ids = self.prompt_ids(sample, grids)
-            answers = branches = [0] * len(ids)
+            answers = branches = sought = [0] * len(ids)
             placed = positions(np.array(ids, np.int32), grids, self._media_ids.patch)
         token_ids = np.array(ids, np.int32)
         return Example(
@@ -106,6 +110,7 @@ class Encoder:
             token_ids,
             np.array(answers, np.uint8),
             np.array(branches, np.uint8),
+            np.array(sought, np.uint16),
             placed,
             (token_ids >= self._media_ids.patch).astype(np.uint8),
             np.concatenate([np.empty((0, PATCH_BYTES), np.uint8), *(patches for patches, _, _ in cut)]),
@@ -115,29 +120,31 @@ class Encoder:
 
     def _branches(
         self, sample: Sample, grids: list[Grid]
-    ) -> tuple[list[int], list[int], list[int], np.ndarray]:
-        """Ids, answers, branches and positions: the media once, and behind them every question by itself."""
-        ids, answers = self._taught(sample, grids)
+    ) -> tuple[list[int], list[int], list[int], list[int], np.ndarray]:
+        """Ids, answers, what is sought, branches, positions: the media once, then each question alone."""
+        ids, answers, sought = self._taught(sample, grids)
         placed = [positions(np.array(ids, np.int32), grids, self._media_ids.patch)]
         shared = 1 + max((i for i, token in enumerate(ids) if token >= self._media_ids.patch), default=-1)
         branches = [0] * shared + [1 if sample.others else 0] * (len(ids) - shared)
         for number, other in enumerate(sample.others, 2):
-            other_ids, other_answers = self._taught(other, grids)
+            other_ids, other_answers, other_sought = self._taught(other, grids)
             assert other_ids[:shared] == ids[:shared], "questions about different media"
             placed.append(positions(np.array(other_ids, np.int32), grids, self._media_ids.patch)[:, shared:])
             before = max(answers)
             ids += other_ids[shared:]
+            sought += other_sought[shared:]
             answers += [before + a if a else 0 for a in other_answers[shared:]]
             branches += [number] * (len(other_ids) - shared)
-        return ids, answers, branches, np.concatenate(placed, axis=1)
+        return ids, answers, sought, branches, np.concatenate(placed, axis=1)
 
     def prompt_ids(self, sample: Sample, grids: list[Grid]) -> list[int]:
         return self._prompt(self._rendered(sample, len(sample.messages), sample.thinks), iter(grids))
 
-    def _taught(self, sample: Sample, grids: list[Grid]) -> tuple[list[int], list[int]]:
+    def _taught(self, sample: Sample, grids: list[Grid]) -> tuple[list[int], list[int], list[int]]:
         """Prompt and answer of every turn that is taught, as if each had just been generated."""
         ids: list[int] = []
         answers: list[int] = []
+        sought: list[int] = []
         remaining = iter(grids)
         known = ""
         turns = [(i, m["taught"]) for i, m in enumerate(sample.messages) if "taught" in m]
@@ -149,9 +156,10 @@ class Encoder:
             ids += prompt + reasoning + answer
             answers += [0] * len(prompt)
             answers += [0 if turn.is_given else number] * len(reasoning) + [number] * len(answer)
+            sought += _seeking(turn, len(prompt), len(reasoning) + len(answer))
             if index < len(sample.messages):
                 known = self._rendered(sample, index + 1, None)
-        return ids, answers
+        return ids, answers, sought
 
     def _rendered(self, sample: Sample, num_messages: int, thinks: bool | None) -> str:
         """The first messages; thinks: None for no generation prompt."""
@@ -237,6 +245,14 @@ def cut_picture(image: Image.Image) -> tuple[np.ndarray, Grid, np.ndarray]:
     patches = np.empty((grid[1] * grid[2], PATCH_BYTES), np.uint8)
     write_patches(resize(image, height, width), patches)
     return patches, grid, patch_labels(image, *grid[1:])
+
+
+def _seeking(turn: Target, num_prompt: int, num_written: int) -> list[int]:
+    """What its tokens look for: the prompt's last and the answer's first, unless it thinks before."""
+    sought = [0] * (num_prompt + num_written)
+    if turn.sought is not None and turn.reasoning is None:
+        sought[num_prompt - SEEKING : num_prompt + 1] = [kind_id(turn.sought)] * (SEEKING + 1)
+    return sought
 
 
 def _template_message(message: Message) -> Message:

@@ -8,7 +8,9 @@ their weights are transformers'; tests/models holds the losses to those of its o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ import torch
 from torch.nn.functional import rms_norm
 
 from models.demo_training.collate import MicroBatch
+
+Watcher = Callable[[int, torch.Tensor], None]
 
 
 @dataclass
@@ -69,14 +73,24 @@ def _hidden(batch: MicroBatch) -> torch.Tensor:
     return torch.from_numpy(np.where(hidden, np.float32(-np.inf), np.float32(0)))[:, None]
 
 
-def decode(model: Any, embeddings: torch.Tensor, positions: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """embeddings [N, H], positions [3, N] -> [M, H] after the last norm, at `packing.last`."""
+def decode(
+    model: Any,
+    embeddings: torch.Tensor,
+    positions: torch.Tensor,
+    packing: Packing,
+    on_attention: Watcher | None = None,
+) -> torch.Tensor:
+    """embeddings [N, H], positions [3, N] -> [M, H] after the last norm, at `packing.last`.
+
+    on_attention: gets the layer's number and its attention [B, heads, L, L], as probabilities.
+    """
     decoder = model.model.language_model
     turns = _rotations(decoder.rotary_emb, embeddings, positions)
     states, num_words = embeddings, packing.num_words
-    for layer in decoder.layers:
+    for number, layer in enumerate(decoder.layers):
         is_last = layer is decoder.layers[-1]
-        attended = _attention(layer.self_attn, _norm(layer.input_layernorm, states), turns, packing)
+        watch = None if on_attention is None else partial(on_attention, number)
+        attended = _attention(layer.self_attn, _norm(layer.input_layernorm, states), turns, packing, watch)
         if is_last:
             states, attended = (x.index_select(0, packing.last) for x in (states, attended))
             num_words = len(packing.last)
@@ -102,7 +116,13 @@ def _turn(states: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(pairs * turns).flatten(-2).to(states.dtype)
 
 
-def _attention(attention: Any, states: torch.Tensor, turns: torch.Tensor, packing: Packing) -> torch.Tensor:
+def _attention(
+    attention: Any,
+    states: torch.Tensor,
+    turns: torch.Tensor,
+    packing: Packing,
+    watch: Callable[[torch.Tensor], None] | None,
+) -> torch.Tensor:
     """[N, H] -> [N, heads * head_dim], before the output projection."""
     width = attention.head_dim
     query, key, value = (
@@ -117,7 +137,10 @@ def _attention(attention: Any, states: torch.Tensor, turns: torch.Tensor, packin
     )
     # Written out: PyTorch's fused attention is three times slower in bf16 on a CPU, backward.
     scores = (query * attention.scaling) @ key.transpose(2, 3) + packing.hidden.to(query.dtype)
-    attended = (scores.softmax(-1) @ value).transpose(1, 2).reshape(rows * columns, -1)
+    probabilities = scores.softmax(-1)
+    if watch is not None:
+        watch(probabilities)
+    attended = (probabilities @ value).transpose(1, 2).reshape(rows * columns, -1)
     return _Pick.apply(attended, packing.place)  # type: ignore[no-any-return]
 
 

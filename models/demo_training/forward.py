@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from models.demo_training.collate import MicroBatch
 from models.demo_training.config import demo_model
-from models.demo_training.fast_decoder import Packing, decode, pack
+from models.demo_training.fast_decoder import Packing, Watcher, decode, pack
 from models.demo_training.fast_vision import plan_vision, see
 from models.demo_training.model import Model
 from models.demo_training.pixels import Normaliser
@@ -119,18 +119,20 @@ def packed_embeddings(model: Model, normalise: Normaliser, batch: DeviceBatch) -
     return torch.cat([words, media_features(model, normalise, batch.media).to(words.dtype)])
 
 
-def target_states(model: Model, normalise: Normaliser, batch: DeviceBatch) -> torch.Tensor:
+def target_states(
+    model: Model, normalise: Normaliser, batch: DeviceBatch, on_attention: Watcher | None = None
+) -> torch.Tensor:
     """[M, H] after the last norm, where each label is predicted."""
     packing = batch.packing
     positions = batch.positions.flatten(1)[:, packing.place]
-    return decode(model, packed_embeddings(model, normalise, batch), positions, packing)
+    return decode(model, packed_embeddings(model, normalise, batch), positions, packing, on_attention)
 
 
 def answer_losses(
-    model: Model, normalise: Normaliser, batch: DeviceBatch
+    model: Model, normalise: Normaliser, batch: DeviceBatch, on_attention: Watcher | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Per answer [A]: sum of its labels' losses, their number, whether each is the likeliest token."""
-    logits = model.lm_head(target_states(model, normalise, batch)).float()
+    logits = model.lm_head(target_states(model, normalise, batch, on_attention)).float()
     losses = cross_entropy(logits, batch.labels, reduction="none")
     wrong = (logits.argmax(-1) != batch.labels).float()
     sums = torch.zeros(len(batch.num_labels), device=losses.device).index_add(0, batch.owners, losses)

@@ -86,6 +86,7 @@ def _left_padded(batch: MicroBatch) -> MicroBatch:
         batch.lengths,
         batch.answers,
         batch.branches,
+        batch.sought,
         take(batch.positions, np.broadcast_to(source, batch.positions.shape), 2),
         take(batch.token_types, source, 1),
         batch.patches,

@@ -86,7 +86,19 @@ LETTERS = (
     Column("place of its first letter", _ORDERS, 0.3),
     *(Column(f"its letter at a place 3n + {i}", len(_FORMS) + 1, 0.4) for i in range(3)),
 )
+WHICH_PICTURE = 2  # of SEATS
+FORM_AND_COLOUR = (_LEFT_FORM, _RIGHT_FORM, _COLOUR)
+TOLD_OF_THINGS = [_LEFT_FORM, _COLOUR, _X, _Y, _SHAPE_COUNT, _COLOUR_COUNT, _KIND_COUNT, _COUNT]
 _SHOWN = [_X, _Y, _MOTION, *range(_SHAPE_NUMBER, NUM_COLUMNS)]
+
+
+def form_class(form: str) -> int:
+    """Of its columns; 0 is nothing."""
+    return 1 + _FORMS.index(form)
+
+
+def colour_class(colour: str) -> int:
+    return 1 + _COLOURS.index(colour)
 
 
 def patch_labels(image: Image.Image | None, rows: int, columns: int) -> np.ndarray:
@@ -100,7 +112,7 @@ def patch_labels(image: Image.Image | None, rows: int, columns: int) -> np.ndarr
             if region.form is not None:
                 _tell_place(told, region, rows, columns)
             if region.colour is not None:
-                told[_COLOUR] = 1 + _COLOURS.index(region.colour)
+                told[_COLOUR] = colour_class(region.colour)
                 told[_MIDDLE] = 0
             if region.motion is not None:
                 told[_MOTION] = _MOTIONS.index(region.motion)
@@ -118,7 +130,7 @@ def _tell_forms(labels: np.ndarray, region: Region) -> None:
     rows, columns = labels.shape[:2]
     across = _covered(_middles(2 * columns), region.left, region.right)
     down = _covered(_middles(rows), region.top, region.bottom)
-    form = UNKNOWN if region.form is None else 1 + _FORMS.index(region.form)
+    form = UNKNOWN if region.form is None else form_class(region.form)
     order = UNKNOWN if region.order is None else min(region.order, _ORDERS - 1)
     for half, columns_of_half in ((across[0::2], (_LEFT_FORM, _LEFT_ORDER)),
                                   (across[1::2], (_RIGHT_FORM, _RIGHT_ORDER))):  # fmt: skip
@@ -185,7 +197,7 @@ def seat_labels(grids: np.ndarray, tokens_per_sample: np.ndarray, shown: np.ndar
     starts = np.cumsum([0, *(t * h * w for t, h, w in extents)])
     samples = np.searchsorted(np.cumsum(tokens_per_sample), starts[:-1], side="right")
     firsts = np.searchsorted(samples, samples)
-    numbers = np.minimum(np.arange(len(extents)) - firsts, SEATS[2].num_classes - 1)
+    numbers = np.minimum(np.arange(len(extents)) - firsts, SEATS[WHICH_PICTURE].num_classes - 1)
     of_tokens = np.repeat(numbers, np.diff(starts))[:, None]
     things = shown[:, :, _SHOWN].min(1)
     things[places[:, 2] == 0, _SHOWN.index(_MOTION)] = UNKNOWN  # nothing has been seen to move yet

@@ -17,6 +17,7 @@ from PIL import Image
 
 Space = Literal["training", "evaluation", "tokenizer", "whitening"]
 Checker = Callable[[str], bool]
+Kind = tuple[str | None, str | None]  # form (a shape, a letter or a digit) and colour; None for any
 Message = dict[str, Any]  # OpenAI chat form; media parts carry the picture itself, see `picture` and `video`
 
 
@@ -51,6 +52,7 @@ class Target:
     reasoning: str | None = None
     spelled: str = ""
     is_given: bool = False  # the reasoning, which then bears no loss
+    sought: Kind | None = None  # what to look for in the media
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Sample:
     tools: list[dict[str, Any]] = field(default_factory=list)
     spelled: str = ""  # a part of the answer that is trained letter by letter, as it is read
     is_given: bool = False  # the reasoning, which then bears no loss; for training only
+    sought: Kind | None = None  # what to look for in the media; for training only
     others: tuple[
         Sample, ...
     ] = ()  # other questions about the same media, which come first; for training only
@@ -75,7 +78,7 @@ class Sample:
 
     @property
     def target(self) -> Target:
-        return Target(self.skill, self.answer, self.reasoning, self.spelled, self.is_given)
+        return Target(self.skill, self.answer, self.reasoning, self.spelled, self.is_given, self.sought)
 
     @property
     def targets(self) -> list[Target]:

@@ -70,7 +70,7 @@ class Settings:
     decay_from: float = 0.7  # share of the run after which the rate falls to nothing
     quantise_from: float = 0.9  # share of the run after which experts train as int4
     only: tuple[str, ...] = ()
-    stage: str = ""  # "seeing" (tower and resampler alone) or "main"; empty for the curriculum's stages
+    stage: str = ""  # "seeing" (tower and resampler alone), "finding" or "main"; empty for the default
     max_tokens: int = 4096  # of a micro-batch
     max_patches: int = 6144
     dtype: str = "bfloat16"  # to compute with; weights and moments are fp32
@@ -180,10 +180,14 @@ class Trainer:
     def _backward(self, batch: MicroBatch, num_answers: int) -> tuple[MicroBatch, torch.Tensor, torch.Tensor]:
         """An answer weighs by the square root of its length: neither digits nor tool calls drown."""
         moved = to_device(batch, self.device)
-        sums, counts, exact = answer_losses(self.computing.copy, self.normalise, moved)
+        sums, counts, exact = answer_losses(
+            self.computing.copy, self.normalise, moved, self.tutor.keep_attention
+        )
         loss = (sums / counts.sqrt()).sum().div(num_answers)
         if moved.media is not None:
-            seeing = self._seeing_loss(moved.media) + self._seat_loss(batch, moved.media)
+            seeing = self._seeing_loss(moved.media) + self._decoder_loss(
+                batch, moved.media, moved.packing.source
+            )
             loss = loss + TUTOR_SHARE * seeing * len(batch.skills) / num_answers
         loss.backward()
         self.computing.collect()
@@ -202,9 +206,9 @@ class Trainer:
         self.reporter.add_seeing(seeing)
         return seeing
 
-    def _seat_loss(self, batch: MicroBatch, media: DeviceMedia) -> torch.Tensor:
-        of_media = (batch.token_ids == demo_model().media.patch).sum(1)
-        return self.tutor.seat_loss(media.labels, media.back, media.grids, of_media)
+    def _decoder_loss(self, batch: MicroBatch, media: DeviceMedia, source: torch.Tensor) -> torch.Tensor:
+        is_media = batch.token_ids == demo_model().media.patch
+        return self.tutor.decoder_loss(media.labels, media.back, media.grids, is_media, batch.sought, source)
 
     def _refresh(self) -> None:
         """Late in the run experts compute as int4, with the groups of one rank and of eight in turn."""
@@ -294,7 +298,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
         "--only", type=lambda text: tuple(text.split(",")), default=(), help="skills, comma-separated"
     )
     parser.add_argument(
-        "--stage", choices=("", "seeing", "main"), default="", help="the one of the whole run"
+        "--stage", choices=("", "seeing", "finding", "main"), default="", help="the one of the whole run"
     )
     for name in ("device", "init_from", "dtype"):
         parser.add_argument(_flag(name), default=getattr(default, name))

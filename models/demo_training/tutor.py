@@ -26,17 +26,20 @@ from models.demo_training.labels import (
     letter_labels,
     seat_labels,
 )
+from models.demo_training.looking import FOUND, Seekers, found_labels, looked, seekers
 
 BACKGROUND_WEIGHT = 0.3  # of all background together, against all else
+LOOKING_WEIGHT, FOUND_WEIGHT = 0.5, 2.0
 PATCHES_PER_TOKEN = 8  # a single picture's count twice
 _SEEN = tuple(column for column in COLUMNS if column.known_to != "decoder")
-HEADS = ("patch_head", "token_head", "seat_head", "letter_head")
+HEADS = ("patch_head", "token_head", "seat_head", "letter_head", "found_head")
 
 
 def add_heads(model: Any, patch_width: int, token_width: int) -> None:
     model.patch_head = torch.nn.Linear(patch_width, NUM_CLASSES)
     model.token_head = torch.nn.Linear(token_width, PATCHES_PER_TOKEN * NUM_CLASSES)
     model.seat_head = torch.nn.Linear(token_width, sum(column.num_classes for column in SEATS))
+    model.found_head = torch.nn.Linear(token_width, sum(column.num_classes for column in FOUND))
     model.letter_head = torch.nn.Linear(token_width, sum(column.num_classes for column in LETTERS))
 
 
@@ -52,8 +55,12 @@ class Tutor:
         self._kept: dict[str, torch.Tensor] = {}
         self._right: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
+        self._attention: list[torch.Tensor] = []
         layers = model.model.language_model.layers
-        middle = layers[len(layers) // 2].self_attn.q_proj
+        self._middle = len(layers) // 2
+        middle = layers[self._middle].self_attn.q_proj
+        last = layers[-1].self_attn.q_proj
+        last.register_forward_pre_hook(lambda _m, inputs: self._keep("found_head", inputs[0]))
         model.model.vision_tower.ln.register_forward_hook(lambda _m, _i, out: self._keep("patch_head", out))
         model.model.resampler_model.register_forward_hook(lambda _m, _i, out: self._keep("token_head", out))
         middle.register_forward_pre_hook(lambda _m, inputs: self._keep("seat_head", inputs[0]))
@@ -68,18 +75,48 @@ class Tutor:
         of_tower = self._loss("patch_head", self._kept.pop("patch_head"), _SEEN, labels)
         return (of_tower + self._loss("token_head", self._kept.pop("token_head"), _SEEN, of_tokens)) / 2
 
-    def seat_loss(
-        self, labels: torch.Tensor, back: torch.Tensor, grids: torch.Tensor, tokens_per_sample: np.ndarray
+    def decoder_loss(
+        self,
+        labels: torch.Tensor,
+        back: torch.Tensor,
+        grids: torch.Tensor,
+        is_media: np.ndarray,
+        sought: np.ndarray,
+        source: torch.Tensor,
     ) -> torch.Tensor:
-        """Of the media's tokens, which come last in the packed decoder; tokens_per_sample [B] counts them."""
+        """Of the media's tokens, which come last in the packed decoder, and of those that look for them.
+
+        is_media [B, L] bool; sought [B, L] uint16, see looking.py; source [B * L] packed token of each place
+        """
         of_tokens = _of_tokens(labels, back, grids).reshape(-1, PATCHES_PER_TOKEN, NUM_COLUMNS)
         shown = of_tokens.cpu().numpy()
-        seats = torch.from_numpy(seat_labels(grids.numpy(), tokens_per_sample, shown)).to(labels.device)
+        of_seats = seat_labels(grids.numpy(), is_media.sum(1), shown)
+        seats = torch.from_numpy(of_seats).to(labels.device)
         letters = torch.from_numpy(letter_labels(shown)).to(labels.device)
         states = self._kept.pop("seat_head")[-len(shown) :]
-        return self._loss("seat_head", states, SEATS, seats) + self._loss(
-            "letter_head", states, LETTERS, letters
+        seeking = seekers(sought, is_media, shown)
+        found = torch.from_numpy(found_labels(seeking, is_media, shown, of_seats)).to(labels.device)
+        return (
+            self._loss("seat_head", states, SEATS, seats)
+            + self._loss("letter_head", states, LETTERS, letters)
+            + self._looking_loss(seeking, found, source.view(is_media.shape))
         )
+
+    def _looking_loss(self, seeking: Seekers, found: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        attention, states = self._attention.pop(), self._kept.pop("found_head")
+        if len(seeking.rows) == 0:
+            return attention.new_zeros((), dtype=torch.float32)
+        shares = looked(attention, seeking)
+        self._right["looking"] += int((shares.detach() > 0.5).sum())
+        self._asked["looking"] += shares.numel()
+        places = source[torch.from_numpy(seeking.rows), torch.from_numpy(seeking.columns)]
+        of_found = self._loss("found_head", states[places], FOUND, found)
+        return FOUND_WEIGHT * of_found - LOOKING_WEIGHT * shares.log().mean()
+
+    def keep_attention(self, layer: int, attention: torch.Tensor) -> None:
+        """Of the middle layer, the first that knows which picture its tokens belong to."""
+        if layer == self._middle:
+            self._attention = [attention]
 
     def _loss(
         self, head: str, states: torch.Tensor, columns: tuple[Column, ...], labels: torch.Tensor
@@ -96,14 +133,16 @@ class Tutor:
             losses = cross_entropy(guess, label, reduction="none")
             total = total + column.weight * (losses * _weights(label, column.has_background)).sum()
             if head != "patch_head":
-                self._score(column, guess, label)
+                self._score(
+                    f"found: {column.name}" if head == "found_head" else column.name, column, guess, label
+                )
         return total
 
     @torch.no_grad()
-    def _score(self, column: Column, guess: torch.Tensor, label: torch.Tensor) -> None:
+    def _score(self, name: str, column: Column, guess: torch.Tensor, label: torch.Tensor) -> None:
         stands_out = label > 0 if column.has_background else torch.ones_like(label, dtype=torch.bool)
-        self._right[column.name] += int(((guess.argmax(1) == label) & stands_out).sum())
-        self._asked[column.name] += int(stands_out.sum())
+        self._right[name] += int(((guess.argmax(1) == label) & stands_out).sum())
+        self._asked[name] += int(stands_out.sum())
 
     def scores(self) -> dict[str, float]:
         """Share of right labels of what stands out, as tokens tell it, since the last call."""

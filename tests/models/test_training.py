@@ -156,6 +156,7 @@ def test_greedy_with_cache_and_padding_equals_the_likeliest_token_of_the_whole(e
                 token_ids=token_ids,
                 positions=row,
                 branches=np.zeros(len(token_ids), np.uint8),
+                sought=np.zeros(len(token_ids), np.uint16),
                 answers=(np.arange(len(token_ids)) == len(token_ids) - 1).astype(np.uint8),
                 token_types=(token_ids >= mini_model().media.patch).astype(np.uint8),
             )

@@ -98,7 +98,8 @@ def _exercise(
         what = _what(by, shape, colour, language, count)
         verb = "is" if count == 1 else "are"
         answer = in_language(language, f"There {verb} {count} {what}.", f"有{count}个{what}。")
-    return Exercise(question, answer, counting_chain(scene, is_counted, language), is_number(count))
+    return Exercise(question, answer, counting_chain(scene, is_counted, language), is_number(count),
+                    sought=(wanted_shape, wanted_colour))  # fmt: skip
 
 
 def exercise_about(

@@ -109,4 +109,4 @@ _DRAWS: list[tuple[str, Draw]] = [
     ("flashes", _flashes),
     ("moment", _moment),
 ]
-_WEIGHTS = (8, 2, 4, 3, 6, 5, 2, 2, 1, 1, 1)
+_WEIGHTS = (10, 2, 4, 6, 6, 5, 4, 2, 1, 1, 1)

@@ -104,7 +104,13 @@ def _asked_which(
         what=a_thing(wanted.shape, wanted.colour, language),
     )
     chain = _chain([s.describe(language) for s in scenes], language)
-    return Exercise(question, _picture_answer(number + 1, language), chain, is_number(number + 1))
+    return Exercise(
+        question,
+        _picture_answer(number + 1, language),
+        chain,
+        is_number(number + 1),
+        sought=(wanted.shape, wanted.colour),
+    )
 
 
 def _most(rng: random.Random, language: Language) -> tuple[Exercise, list[Image.Image]]:
@@ -178,6 +184,7 @@ def number_exercise(
         _picture_answer(number + 1, language),
         _chain([s.words for s in shown], language),
         is_number(number + 1),
+        sought=(numbers[number][0], None),
     )
 
 

@@ -72,7 +72,8 @@ def _place(rng: random.Random, scene: Scene, language: Language) -> Exercise | N
         in_language(language, f"The {thing.say(language)} is at {where}", f"{thing.say(language)}在{where}"),
         language,
     )
-    return Exercise(question, answer, chain, names_only([thing.place], PLACES))
+    checker = names_only([thing.place], PLACES)
+    return Exercise(question, answer, chain, checker, sought=(thing.shape, thing.colour))
 
 
 def _relation(rng: random.Random, scene: Scene, language: Language) -> Exercise | None:

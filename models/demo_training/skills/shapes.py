@@ -125,7 +125,8 @@ def _colour_of_single(rng: random.Random, scene: Scene, language: Language) -> E
 
 def _colour_exercise(question: str, thing: Thing, scene: Scene, language: Language) -> Exercise:
     answer = sentence(COLOURS[thing.colour].say(language), language)
-    return Exercise(question, answer, contents_chain(scene, language), names_only([thing.colour], COLOURS))
+    checker = names_only([thing.colour], COLOURS)
+    return Exercise(question, answer, contents_chain(scene, language), checker, sought=(thing.shape, None))
 
 
 def _colour_of(rng: random.Random, scene: Scene, thing: Thing, language: Language) -> Exercise:
@@ -148,7 +149,8 @@ def _shape_of(rng: random.Random, scene: Scene, thing: Thing, language: Language
         colour=COLOURS[thing.colour].say(language),
     )
     answer = in_language(language, f"The {SHAPES[thing.shape].en}.", f"{SHAPES[thing.shape].zh}。")
-    return Exercise(question, answer, contents_chain(scene, language), names_only([thing.shape], SHAPES))
+    checker = names_only([thing.shape], SHAPES)
+    return Exercise(question, answer, contents_chain(scene, language), checker, sought=(None, thing.colour))
 
 
 def _is_there(rng: random.Random, scene: Scene, language: Language) -> Exercise:
@@ -172,4 +174,4 @@ def _is_there(rng: random.Random, scene: Scene, language: Language) -> Exercise:
         what=a_thing(shape, colour, language),
     )
     answer = in_language(language, "Yes.", "有。") if yes else in_language(language, "No.", "没有。")
-    return Exercise(question, answer, contents_chain(scene, language), is_yes(yes))
+    return Exercise(question, answer, contents_chain(scene, language), is_yes(yes), sought=(shape, colour))
