@@ -29,7 +29,7 @@ from models.demo_training.sample import Kind
 # What a seeking token knows of what it found.
 FOUND = (SEATS[WHICH_PICTURE]._replace(weight=1.0), *(COLUMNS[i] for i in TOLD_OF_THINGS))
 _COLOURS = 16
-_HEADS = [1, 4]
+_HEADS = [1, 4]  # the two that looked most before they were taught
 _LEAST = 1e-6  # of attention, so that no loss is without bound
 
 

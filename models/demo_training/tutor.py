@@ -3,6 +3,7 @@
 One head reads the tower's last states, patch by patch; one the resampler's tokens, each of which must still
 tell all of its patches: two frames of two times two. Two read the media's tokens halfway through the decoder,
 which is the first to know which picture or frame they belong to, and sorts letters by their place in a word.
+The fifth reads what an asking token knows, two heads of the middle layer having looked for it (looking.py).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from models.demo_training.labels import (
 from models.demo_training.looking import FOUND, Seekers, found_labels, looked, seekers
 
 BACKGROUND_WEIGHT = 0.3  # of all background together, against all else
-LOOKING_WEIGHT, FOUND_WEIGHT = 0.5, 2.0
+LOOKING_WEIGHT, FOUND_WEIGHT = 0.5, 2.0  # beside what media tokens are told
 PATCHES_PER_TOKEN = 8  # a single picture's count twice
 _SEEN = tuple(column for column in COLUMNS if column.known_to != "decoder")
 HEADS = ("patch_head", "token_head", "seat_head", "letter_head", "found_head")
