@@ -51,15 +51,25 @@ def test_wint4_may_lose_two_points_of_the_mean():
 def test_a_page_shows_the_latest_run_of_each_way():
     results = [
         make_result("old", "1", bfloat16_TP_1={"shapes": 0.1}, wint4_TP_8={"shapes": 0.2}),
-        make_result("new", "2", bfloat16_TP_1={"shapes": 0.9}),
+        make_result("new", "2", bfloat16_TP_1={"shapes": 0.98}),
     ]
     head, _, shapes, mean, count = markdown_table(results, ROOT / "README.md").splitlines()
     assert head == (
         "| skill | [bfloat16 TP 1](tests/bench/results/new.json) | "
         "[wint4 TP 8](tests/bench/results/old.json) | aim |"
     )
-    assert shapes == "| shapes | 90.0 % | 20.0 % | 97 % |"
-    assert mean.startswith("| **mean** | 90.0 % | 20.0 %") and "200" in count
+    assert shapes == "| shapes | 98.0 % | 20.0 % | 97 % |"
+    assert mean.startswith("| **mean** | 98.0 % | 20.0 %") and "200" in count
+
+
+def test_a_page_marks_an_aim_that_bfloat16_misses():
+    results = [make_result("kept", "1", bfloat16_TP_1={"shapes": 0.96, "digits": 0.95, "moment": 0.1})]
+    _, _, *rows, _, _ = markdown_table(results, ROOT / "README.md").splitlines()
+    assert rows == [
+        "| shapes | 96.0 % | 97 %, missed |",
+        "| digits | 95.0 % | 95 % |",
+        "| moment | 10.0 % |  |",
+    ]
 
 
 def test_without_a_run_the_page_says_how_to_make_one():
