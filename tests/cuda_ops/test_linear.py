@@ -12,6 +12,7 @@ from tests.cuda_ops.builders import (
     DTYPES,
     WEIGHT_KINDS,
     allowed,
+    bf16,
     make_weight,
     read,
     rounded,
@@ -77,6 +78,22 @@ def test_spans_of_zeros_and_of_one_large_value_are_exact(rand, kind):
     assert (out[0] == 0).all()
     expected = values_of(x, "bfloat16")[1, 70].astype(np.float64) * matrix[:, 70]
     assert_close(out[1] / 3.0e30, expected / 3.0e30, 1e-5, kind)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("m", [1, 3, 40])
+def test_the_largest_weights_and_activations_overflow_no_partial_sum(kind, m):
+    n, k = 32, 192
+    low, high, per_byte = (-127, 127, 1) if kind == "int8" else (-8, 7, 2)
+    q = np.where(np.arange(n)[:, None] % 2, np.int8(low), np.int8(high)) * np.ones((1, k), np.int8)
+    data = q if kind == "int8" else ((q[:, 0::2] & 15) | (q[:, 1::2] & 15) << 4).astype(np.uint8)
+    scales = bf16(np.ones(n if kind == "int8" else (n, k // 64), np.float32))
+    weight = cuda_ops.Weight(kind, data.reshape(n, k // per_byte), scales, 0 if kind == "int8" else 64)
+    x = np.where(np.arange(m)[:, None] % 2, np.float32(-1), np.float32(1)) * np.ones((1, k), np.float32)
+    out = unwritten((m, n), "float32")
+    cuda_ops.linear(tensor(x, "bfloat16"), weight, out)
+    expected = x.astype(np.float64) @ q.astype(np.float64).T
+    assert_close(out / expected, np.ones((m, n)), 1e-6, f"{kind}, {m} rows of only the largest numbers")
 
 
 def test_linear_takes_odd_widths_of_unquantised_weights(rand):

@@ -1,14 +1,18 @@
 // common/vec_int8.h   Sixteen 32-bit sums of products of bytes, the same at every instruction set.
 //
 // dot4 adds four products to each lane: unsigned bytes of the lane (weights, offset to be unsigned) times
-// four signed bytes that all lanes share (one row of activations). Every body is exact: the sums are
+// four signed numbers that all lanes share (one row of activations). Every body is exact: the sums are
 // integers. split_nibbles takes 64 bytes of two nibbles each, low ones and high ones apart.
 //
-//   AVX-512 VNNI   vpdpbusd
-//   AVX2           even and odd bytes widened to 16 bits, vpmaddwd (vpmaddubsw would saturate)
+//   AVX-512 VNNI   vpdpbusd, and AVX-VNNI the same in halves
+//   AVX2           bytes: the even and the odd ones widened to 16 bits, vpmaddwd (vpmaddubsw would saturate)
+//                  nibbles: vpmaddubsw, its 16-bit pairs added up for kMostNibbleDots dots at a time
 //   otherwise      plain C++
 //
-// store_int8 and store_nibbles narrow sixteen floats that are small integers.
+// Rows of activations hold int8 for nibbles and ByteElement for bytes, which AVX2 wants in 16 bits and in the
+// order 0 2 1 3. NibbleSums are what dots with nibbles add to: they start at, or are added to, 32-bit sums.
+//
+// store_int8, store_elements and store_nibbles narrow sixteen floats that are small integers.
 
 #pragma once
 
@@ -20,6 +24,7 @@ namespace octet {
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
 
+constexpr int kDotLatency = 4;  // cycles; as many sums in flight hide it
 struct I32x16 {
   __m512i v;
 };
@@ -70,7 +75,7 @@ struct Bytes64 {
   __m256i half[2];
 };
 struct Bytes4 {
-  __m256i even, odd;  // 16-bit
+  __m256i v;
 };
 
 inline I32x16 broadcast_int(int32_t x) {
@@ -93,17 +98,7 @@ inline void store_bytes(uint8_t* p, const Bytes64& bytes) {
 inline Bytes4 load_four(const int8_t* p) {
   int32_t four;
   std::memcpy(&four, p, 4);
-  const __m256i bytes = _mm256_set1_epi32(four);
-  return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
-}
-inline __m256i dot4(__m256i sums, __m256i weights, const Bytes4& x) {
-  const __m256i even = _mm256_and_si256(weights, _mm256_set1_epi16(0xff));
-  const __m256i odd = _mm256_srli_epi16(weights, 8);
-  return _mm256_add_epi32(sums,
-                          _mm256_add_epi32(_mm256_madd_epi16(even, x.even), _mm256_madd_epi16(odd, x.odd)));
-}
-inline I32x16 dot4(I32x16 sums, const Bytes64& weights, const Bytes4& x) {
-  return {dot4(sums.lo, weights.half[0], x), dot4(sums.hi, weights.half[1], x)};
+  return {_mm256_set1_epi32(four)};
 }
 inline I32x16 operator+(I32x16 a, I32x16 b) {
   return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
@@ -116,8 +111,61 @@ inline F32x16 to_float(I32x16 a) {
 #endif
 }
 
+#if defined(__AVXVNNI__)
+constexpr int kDotLatency = 4;
+inline I32x16 dot4(I32x16 sums, const Bytes64& weights, Bytes4 x) {
+  return {_mm256_dpbusd_avx_epi32(sums.lo, weights.half[0], x.v),
+          _mm256_dpbusd_avx_epi32(sums.hi, weights.half[1], x.v)};
+}
+#else
+#define OCTET_SUMS_OF_NIBBLES_ARE_SHORT
+constexpr int kDotLatency = 1;
+using ByteElement = int16_t;
+struct Words4 {
+  __m256i even, odd;
+};
+struct NibbleSums {
+  __m256i lo, hi;  // 16-bit, two to a lane
+};
+constexpr int kMostNibbleDots = 8;  // 8 * 2 * 15 * 127 < 2^15
+inline Words4 load_four(const int16_t* p) {
+  int32_t even, odd;
+  std::memcpy(&even, p, 4);
+  std::memcpy(&odd, p + 2, 4);
+  return {_mm256_set1_epi32(even), _mm256_set1_epi32(odd)};
+}
+// Not the intrinsics: GCC 12 reorders whole chains of their sums and keeps every product until the end.
+inline void add_words(__m256i& sums, __m256i products) {
+  asm("vpaddw %1, %0, %0" : "+x"(sums) : "x"(products));
+}
+inline void add_ints(__m256i& sums, __m256i products) {
+  asm("vpaddd %1, %0, %0" : "+x"(sums) : "x"(products));
+}
+inline I32x16 dot4(I32x16 sums, const Bytes64& weights, const Words4& x) {
+  const __m256i is_even = _mm256_set1_epi16(0xff);
+  add_ints(sums.lo, _mm256_madd_epi16(_mm256_and_si256(weights.half[0], is_even), x.even));
+  add_ints(sums.lo, _mm256_madd_epi16(_mm256_srli_epi16(weights.half[0], 8), x.odd));
+  add_ints(sums.hi, _mm256_madd_epi16(_mm256_and_si256(weights.half[1], is_even), x.even));
+  add_ints(sums.hi, _mm256_madd_epi16(_mm256_srli_epi16(weights.half[1], 8), x.odd));
+  return sums;
+}
+inline NibbleSums dot4(NibbleSums sums, const Bytes64& weights, Bytes4 x) {
+  add_words(sums.lo, _mm256_maddubs_epi16(weights.half[0], x.v));
+  add_words(sums.hi, _mm256_maddubs_epi16(weights.half[1], x.v));
+  return sums;
+}
+inline void begin_sums(NibbleSums& sums, I32x16) {
+  sums = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+inline I32x16 end_sums(NibbleSums sums, I32x16 so_far) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return so_far + I32x16{_mm256_madd_epi16(sums.lo, ones), _mm256_madd_epi16(sums.hi, ones)};
+}
+#endif
+
 #else
 
+constexpr int kDotLatency = 1;
 struct I32x16 {
   int32_t lane[16];
 };
@@ -166,15 +214,54 @@ inline F32x16 to_float(const I32x16& a) {
 
 #endif
 
+#if !defined(OCTET_SUMS_OF_NIBBLES_ARE_SHORT)
+using ByteElement = int8_t;
+using NibbleSums = I32x16;
+constexpr int kMostNibbleDots = 1 << 16;
+#endif
+
+// Sums that go on from `so_far`, and what they have come to.
+inline void begin_sums(I32x16& sums, I32x16 so_far) {
+  sums = so_far;
+}
+inline I32x16 end_sums(I32x16 sums, I32x16) {
+  return sums;
+}
+
 #if defined(__AVX512F__)
 inline void store_int8(int8_t* p, F32x16 a) {
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+inline __m256i to_words(F32x16 a) {
+  return _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a.v));
+}
+#elif defined(__AVX2__)
+inline __m256i to_words(F32x16 a) {
+  const __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+  return _mm256_permute4x64_epi64(mixed, 0xd8);
+}
+inline void store_int8(int8_t* p, F32x16 a) {
+  const __m256i words = to_words(a);
+  _mm_storeu_si128((__m128i*)p,
+                   _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 #else
 inline void store_int8(int8_t* p, F32x16 a) {
   float lanes[16];
   store(lanes, a);
   for (int i = 0; i < 16; ++i) p[i] = int8_t(int32_t(lanes[i]));
+}
+#endif
+
+// Sixteen columns of a row, as dot4 wants them.
+inline void store_elements(int8_t* p, F32x16 a) {
+  store_int8(p, a);
+}
+#if defined(__AVX2__)
+inline void store_elements(int16_t* p, F32x16 a) {
+  const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
+                                         0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+  _mm256_storeu_si256((__m256i*)p, _mm256_shuffle_epi8(to_words(a), order));
 }
 #endif
 

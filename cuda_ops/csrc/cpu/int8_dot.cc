@@ -7,20 +7,24 @@
 //
 //   bytes   W once: K * (1/2 + 2/group) per int4 row, K + 2 per int8 row -> memory bound up to some 8 rows;
 //           floor = bytes / read bandwidth
-//   ops     2 * num_rows * width * K; floor = ops / rate of vpdpbusd (128 operations each)
+//   ops     2 * num_rows * width * K; floor = ops / rate of vpdpbusd (128 operations each), without it of
+//           vpmaddubsw (64, int4) and vpmaddwd (32, int8)
 //   map     a panel is 16 weight rows (int8_panels.h): a lane is an output. Packed weights are read as they
 //           lie; of others each panel is turned into cache first.
 //   few     up to kFewRows x rows: register tiles of kNarrowRows of them by one panel, straight from memory
-//   many    int4 panels are widened to bytes in cache once; register tiles of kRows x rows by kCols panels
+//   many    int4 panels are widened to bytes in cache once; register tiles of kRows x rows by kCols panels,
+//           kGroup panels for every tile of rows
 //   speed   one core of an EPYC (Zen 4, 3.7 GHz, 2026-11-23), K = 2560, in cache, of its 472 GOP/s: 8 rows
-//   420
-//           int8, 390 int4; 48 rows 437 and 392; one row takes 105 and 65 GB/s, more than memory gives
+//           420 int8, 390 int4; 48 rows 437 and 392; one row takes 105 and 65 GB/s, more than memory gives
+//           one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), 192 rows: 120 GOP/s int8, 200 int4, of 334 that
+//           vpmaddubsw with its addition reaches; one row takes 35 and 31 GB/s
 //   order   integers, then one fma per span: the same bits either way, for any number of rows, on any thread
 //   source  Jacob et al. 2017, arXiv:1712.05877; Dettmers et al. 2022 (per-group absmax), arXiv:2110.02861
 
 #include "int8_dot.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "../common/scratch.h"
@@ -32,17 +36,21 @@ namespace {
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
 constexpr int kRows = 6, kCols = 2, kNarrowRows = 8;
 #elif defined(__AVX2__)
-constexpr int kRows = 2, kCols = 1, kNarrowRows = 2;
+constexpr int kRows = 4, kCols = 1, kNarrowRows = 4;
 #else
 constexpr int kRows = 1, kCols = 1, kNarrowRows = 1;
 #endif
 constexpr int64_t kFewRows = 3 * kNarrowRows;
+constexpr int64_t kGroup = 4;  // panels; 40 KB each at K = 2560
 
 // kSpanSteps: span / 4. Int8 weights have one scale per row, int4 one per group of spans.
 template <bool is_int4, int kSpanSteps>
 struct Format {
   static constexpr bool kIsInt4 = is_int4;
   static constexpr int kSteps = kSpanSteps;
+  using Element = std::conditional_t<is_int4, int8_t, ByteElement>;  // of x
+  using Sums = std::conditional_t<is_int4, NibbleSums, I32x16>;
+  static constexpr int kMostDots = is_int4 ? std::min(kSpanSteps, kMostNibbleDots) : kSpanSteps;  // in a sum
 };
 
 // Consecutive panels. `is_wide`: a line per step, also for int4.
@@ -51,6 +59,13 @@ struct Panels {
   const BF16* scales;
   int64_t lines_stride, scales_stride;  // from one panel to the next
   int64_t spans_per_scale;
+
+  Panels from(int64_t panel) const {
+    Panels rest = *this;
+    rest.lines += panel * lines_stride;
+    rest.scales += panel * scales_stride;
+    return rest;
+  }
 };
 
 // The bytes of two steps, of which int4 keeps one line.
@@ -68,12 +83,12 @@ inline void load_steps(const uint8_t* lines, Bytes64& first, Bytes64& second) {
 template <class F, bool is_wide, int rows, int cols, int kChains>
 void multiply_tile(const void* const* x_rows, const Int8Layout& layout, const Panels& panels, float* out,
                    int64_t out_stride, int64_t width) {
-  const int8_t* x[rows];
+  const typename F::Element* x[rows];
   const float* x_scales[rows];
   const int32_t* corrections[rows];
   F32x16 totals[rows][cols];
   for (int i = 0; i < rows; ++i) {
-    x[i] = layout.data(x_rows[i]);
+    x[i] = static_cast<const typename F::Element*>(x_rows[i]);
     x_scales[i] = layout.scales(x_rows[i]);
     corrections[i] = layout.corrections(x_rows[i]);
     for (int j = 0; j < cols; ++j) totals[i][j] = zeros();
@@ -83,40 +98,54 @@ void multiply_tile(const void* const* x_rows, const Int8Layout& layout, const Pa
   const BF16* scales = panels.scales;
   int64_t spans_left = panels.spans_per_scale;
   for (int64_t s = 0; s < spans; ++s) {
-    I32x16 sums[rows][cols][kChains];
+    I32x16 sums[rows][cols];
     for (int i = 0; i < rows; ++i) {
-      for (int j = 0; j < cols; ++j) {
-        sums[i][j][0] = broadcast_int(corrections[i][s]);
-        for (int c = 1; c < kChains; ++c) sums[i][j][c] = broadcast_int(0);
-      }
+      for (int j = 0; j < cols; ++j) sums[i][j] = broadcast_int(corrections[i][s]);
     }
-#pragma GCC unroll 8
-    for (int step = 0; step < F::kSteps; step += 2, lines += is_wide ? 2 * kLine : kLine) {
-      Bytes64 first[cols], second[cols];
-#pragma GCC unroll 8
-      for (int j = 0; j < cols; ++j) {
-        load_steps<is_wide>(lines + j * panels.lines_stride, first[j], second[j]);
+    constexpr int kPart = std::min(F::kSteps, F::kMostDots * kChains);
+#pragma GCC unroll 2
+    for (int part = 0; part < F::kSteps; part += kPart) {
+      typename F::Sums parts[rows][cols][kChains];
+      for (int i = 0; i < rows; ++i) {
+        for (int j = 0; j < cols; ++j) {
+          begin_sums(parts[i][j][0], sums[i][j]);
+          for (int c = 1; c < kChains; ++c) begin_sums(parts[i][j][c], broadcast_int(0));
+        }
       }
 #pragma GCC unroll 8
-      for (int i = 0; i < rows; ++i) {
-        const int8_t* q = x[i] + (s * F::kSteps + step) * 4;
-        const Bytes4 low = load_four(q), high = load_four(q + 4);
+      for (int step = part; step < part + kPart; step += 2, lines += is_wide ? 2 * kLine : kLine) {
+        Bytes64 both[2][cols];
 #pragma GCC unroll 8
         for (int j = 0; j < cols; ++j) {
-          I32x16& even = sums[i][j][step % kChains];
-          even = dot4(even, first[j], low);
-          I32x16& odd = sums[i][j][(step + 1) % kChains];
-          odd = dot4(odd, second[j], high);
+          load_steps<is_wide>(lines + j * panels.lines_stride, both[0][j], both[1][j]);
+        }
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 8
+          for (int i = 0; i < rows; ++i) {
+            const auto q = load_four(x[i] + (s * F::kSteps + step + half) * 4);
+#pragma GCC unroll 8
+            for (int j = 0; j < cols; ++j) {
+              auto& sum = parts[i][j][(step + half) % kChains];
+              sum = dot4(sum, both[half][j], q);
+            }
+          }
+        }
+      }
+      for (int i = 0; i < rows; ++i) {
+        for (int j = 0; j < cols; ++j) {
+          sums[i][j] = end_sums(parts[i][j][0], sums[i][j]);
+          for (int c = 1; c < kChains; ++c) {
+            sums[i][j] = sums[i][j] + end_sums(parts[i][j][c], broadcast_int(0));
+          }
         }
       }
     }
     for (int j = 0; j < cols; ++j) {
       const F32x16 w_scale = F::kIsInt4 ? load(scales + j * panels.scales_stride) : broadcast(1.0f);
       for (int i = 0; i < rows; ++i) {
-        I32x16 sum = sums[i][j][0];
-        for (int c = 1; c < kChains; ++c) sum = sum + sums[i][j][c];
         const F32x16 x_scale = broadcast(x_scales[i][s]);
-        totals[i][j] = fma(to_float(sum), F::kIsInt4 ? x_scale * w_scale : x_scale, totals[i][j]);
+        totals[i][j] = fma(to_float(sums[i][j]), F::kIsInt4 ? x_scale * w_scale : x_scale, totals[i][j]);
       }
     }
     if (F::kIsInt4 && --spans_left == 0) {
@@ -167,13 +196,14 @@ Panels widen(Panels panels, int64_t count) {
   return panels;
 }
 
+// Sums of one output in flight, beside those of the other rows.
 constexpr int chains_for(int rows) {
-  return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+  return std::max(1, kDotLatency / rows);
 }
 
 template <class F, int... rows>
 auto pick_few(int64_t num_rows, std::integer_sequence<int, rows...>) {
-  static constexpr decltype(&multiply_tile<F, !F::kIsInt4, 1, 1, 4>) by_rows[] = {
+  static constexpr decltype(&multiply_tile<F, !F::kIsInt4, 1, 1, 1>) by_rows[] = {
       multiply_tile<F, !F::kIsInt4, rows + 1, 1, chains_for(rows + 1)>...};
   return by_rows[num_rows - 1];
 }
@@ -201,19 +231,25 @@ void multiply_few(const void* const* x_rows, int64_t num_rows, const WeightView&
   }
 }
 
+// Tile of rows by tile of rows, each in the first-level cache while it meets the panels of the group, which
+// lie in the second: rows beyond those that fit there are read once per group.
 template <class F>
 void multiply_many(const void* const* x_rows, int64_t num_rows, const WeightView& w, int64_t first_row,
                    int64_t width, float* out, int64_t out_stride) {
   const Int8Layout layout(w);
   constexpr auto shapes = std::make_integer_sequence<int, kRows>();
-  for (int64_t j = 0; j < width; j += kCols * kPanel) {
-    const int64_t cols = std::min<int64_t>(kCols, ceil_div(width - j, kPanel));
-    Panels panels = open_panels(w, layout, first_row + j, cols);
-    if (F::kIsInt4) panels = widen(panels, cols);
+  for (int64_t j = 0; j < width; j += kGroup * kPanel) {
+    const int64_t num_panels = std::min<int64_t>(kGroup, ceil_div(width - j, kPanel));
+    Panels group = open_panels(w, layout, first_row + j, num_panels);
+    if (F::kIsInt4) group = widen(group, num_panels);
     for (int64_t i = 0; i < num_rows; i += kRows) {
       const int64_t count = std::min<int64_t>(kRows, num_rows - i);
-      const auto run = cols == kCols ? pick_tile<F, kCols>(count, shapes) : pick_tile<F, 1>(count, shapes);
-      run(x_rows + i, layout, panels, out + i * out_stride + j, out_stride, width - j);
+      for (int64_t p = 0; p < num_panels; p += kCols) {
+        const bool is_whole = num_panels - p >= kCols;
+        const auto run = is_whole ? pick_tile<F, kCols>(count, shapes) : pick_tile<F, 1>(count, shapes);
+        const int64_t column = j + p * kPanel;
+        run(x_rows + i, layout, group.from(p), out + i * out_stride + column, out_stride, width - column);
+      }
     }
   }
 }
