@@ -39,8 +39,9 @@ COMMON_FLAGS = ("-std=c++20", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden
 # inlined copies of one expression must give the same bits.
 
 AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
-AVX512_EXTRA = ("avx512_vnni", "avx512_bf16")  # used when present; /proc/cpuinfo spelling
 AVX2 = ("avx2", "fma", "f16c")
+# Used when present; spelled as in /proc/cpuinfo.
+EXTRA = {"avx512": ("avx512_vnni", "avx512_bf16"), "avx2": ("avx_vnni",), "generic": ()}
 
 Progress = Callable[[str], None]
 
@@ -94,8 +95,7 @@ def cpu_flags() -> frozenset[str]:
 
 def choose_target(isa: str | None, available: frozenset[str]) -> Target:
     """The wanted level, or the best one whose features are all `available`."""
-    extra = tuple(flag for flag in AVX512_EXTRA if flag in available)
-    levels = {"avx512": AVX512 + AVX2 + extra, "avx2": AVX2, "generic": ()}
+    levels = {"avx512": AVX512 + AVX2, "avx2": AVX2, "generic": ()}
     if isa is None:
         isa = next(name for name, needs in levels.items() if available.issuperset(needs))
     if isa not in levels:
@@ -103,7 +103,8 @@ def choose_target(isa: str | None, available: frozenset[str]) -> Target:
     missing = sorted(set(levels[isa]) - available)
     if missing:
         raise BuildError(f"OCTET_OPS_ISA is {isa!r} but this CPU lacks {', '.join(missing)}.")
-    return Target(isa, tuple("-m" + flag.replace("avx512_", "avx512") for flag in levels[isa]))
+    extra = tuple(flag for flag in EXTRA[isa] if flag in available)
+    return Target(isa, tuple("-m" + flag.replace("_", "") for flag in levels[isa] + extra))
 
 
 def find_compiler() -> str:

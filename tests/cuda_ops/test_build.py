@@ -12,7 +12,7 @@ import pytest
 from cuda_ops import build, includes
 
 ROOT = Path(__file__).parents[2]
-FULL = frozenset(build.AVX512 + build.AVX512_EXTRA + build.AVX2)
+FULL = frozenset(build.AVX512 + build.EXTRA["avx512"] + build.AVX2 + build.EXTRA["avx2"])
 
 
 def test_the_best_level_that_the_cpu_has_is_chosen():
@@ -25,6 +25,8 @@ def test_the_best_level_that_the_cpu_has_is_chosen():
 def test_bfloat16_dot_products_are_used_only_where_present():
     assert "-mavx512bf16" in build.choose_target(None, FULL).flags
     assert "-mavx512bf16" not in build.choose_target(None, FULL - {"avx512_bf16"}).flags
+    assert "-mavxvnni" in build.choose_target("avx2", FULL).flags
+    assert "-mavxvnni" not in build.choose_target("avx2", FULL - {"avx_vnni"}).flags
 
 
 def test_an_unknown_or_unsupported_level_is_refused():
