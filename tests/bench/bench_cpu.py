@@ -67,7 +67,7 @@ BATCHES = (1, 8, 16)
 class OneRank:
     """A runner of the cut preset, as tests.workers.ranks.Driver wants its ranks."""
 
-    block_size, num_blocks = 64, 512
+    block_size, num_blocks = 64, 128  # a few pages of memory, used before anything is timed, as the peer's
 
     def __init__(self, layers: int, quantization: Any, folder: Path) -> None:
         config = ServerConfig(
