@@ -21,7 +21,7 @@ from models.demo_training.encode import Encoder
 from models.demo_training.fake_quant import Quantization, quantised
 from models.demo_training.forward import Normaliser
 from models.demo_training.generate import greedy
-from models.demo_training.low_precision import LowPrecision
+from models.demo_training.low_precision import LowPrecision, fast_dtype
 from models.demo_training.model import Model, build_model
 from models.demo_training.sample import Sample, rng_for
 from models.demo_training.scores import Score, is_right, save, table
@@ -89,7 +89,7 @@ def main() -> None:
     checkpoint.load_weights(model, folder / "weights.safetensors")
     quantization: Quantization = options.quantization
     with quantised(model, quantization, options.ranks):
-        computing = LowPrecision(model, torch.bfloat16).copy
+        computing = LowPrecision(model, fast_dtype(torch.device(options.device))).copy
         scores = evaluate(
             computing,
             Encoder(options.run / "tokenizer"),

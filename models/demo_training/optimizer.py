@@ -2,7 +2,7 @@
 
 Muon steps by the orthogonal matrix nearest to the momentum, so every direction of a layer moves at the same
 pace, also those whose gradient is small: at the start those that carry the picture. Newton and Schulz's
-iteration finds that matrix with products only, which bf16 is good enough for.
+iteration finds that matrix with products only, which bf16 is good enough for where it is fast.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from models.demo_training.low_precision import fast_dtype
 from models.demo_training.tutor import HEADS
 
 MOMENTUM = 0.95
@@ -83,11 +84,11 @@ def is_matrix(name: str, parameter: torch.Tensor) -> bool:
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """[n, rows, columns] -> the same shape, all singular values near 1."""
-    x = matrices.bfloat16()
+    x = matrices.to(fast_dtype(matrices.device))
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.transpose(1, 2)
-    x = x / (x.float().norm(dim=(1, 2), keepdim=True).bfloat16() + 1e-12)
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True).to(x.dtype) + 1e-12)
     a, b, c = _QUINTIC
     for _ in range(_ITERATIONS):
         square = x @ x.transpose(1, 2)

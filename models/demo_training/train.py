@@ -40,7 +40,7 @@ from models.demo_training.forward import (
     to_device,
 )
 from models.demo_training.helper import Helpers
-from models.demo_training.low_precision import LowPrecision
+from models.demo_training.low_precision import LowPrecision, fast_dtype
 from models.demo_training.model import build_model
 from models.demo_training.optimizer import MuonAdam
 from models.demo_training.progress import Reporter
@@ -73,7 +73,7 @@ class Settings:
     stage: str = ""  # "seeing" (tower and resampler alone), "finding" or "main"; empty for the default
     max_tokens: int = 4096  # of a micro-batch
     max_patches: int = 6144
-    dtype: str = "bfloat16"  # to compute with; weights and moments are fp32
+    dtype: str = ""  # to compute with, empty for what is fast; weights and moments are fp32
     init_from: str = ""  # when the run is new: weights.safetensors of another one, or an exported folder
     device: str = "cpu"
     threads: int = 0  # of PyTorch; 0 for its own choice
@@ -94,7 +94,8 @@ class Trainer:
         self.device = torch.device(settings.device)
         sizes = {"demo": demo_model, "mini": mini_model}[settings.model]()
         self.model = build_model(sizes, settings.seed, settings.device)
-        self.computing = LowPrecision(self.model, DTYPES[settings.dtype])
+        dtype = DTYPES[settings.dtype] if settings.dtype else fast_dtype(self.device)
+        self.computing = LowPrecision(self.model, dtype)
         self.optimizer = MuonAdam(checkpoint.trained_parameters(self.model), settings.learning_rate)
         self.balancer = LoadBalancer(self.model, self.computing.copy)
         self.tutor = Tutor(self.computing.copy)
@@ -300,7 +301,8 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser.add_argument(
         "--stage", choices=("", "seeing", "finding", "main"), default="", help="the one of the whole run"
     )
-    for name in ("device", "init_from", "dtype"):
+    parser.add_argument("--dtype", choices=("", *DTYPES), default="", help="empty for what is fast here")
+    for name in ("device", "init_from"):
         parser.add_argument(_flag(name), default=getattr(default, name))
     for name in ("seed", "samples", "samples_per_step", "warmup_steps", "max_tokens", "max_patches",
                  "evaluation_samples", "threads", "helpers"):  # fmt: skip
