@@ -102,7 +102,7 @@ class Helpers:
             file = Path(self._folder) / str(number)
             self._boards.append(Board(file, parameters, create=True))
             module = [sys.executable, "-m", "models.demo_training.helper"]
-            command = [*module, str(file), str(number), *arguments]
+            command = [*module, str(file), str(number), str(os.getpid()), *arguments]
             self._processes.append(subprocess.Popen(command, start_new_session=True))
 
     def publish(self, progress: Progress) -> None:
@@ -122,10 +122,10 @@ class Helpers:
             shutil.rmtree(self._folder)
 
 
-def help_out(trainer: Trainer, board: Board, number: int) -> None:
-    """Until the trainer is gone. Samples follow its stage of the curriculum, not its number of steps."""
+def help_out(trainer: Trainer, board: Board, number: int, parent: int) -> None:
+    """Until process `parent` is gone. Samples follow its stage of the curriculum, not its number of steps."""
     settings = replace(trainer.feed_settings, seed=trainer.settings.seed + SEED_OFFSET * (number + 1))
-    parent, feed, shares = os.getppid(), None, None
+    feed, shares = None, None
 
     def is_over() -> bool:
         return os.getppid() != parent
@@ -151,11 +151,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.demo_training.helper")
     parser.add_argument("board", type=Path)
     parser.add_argument("number", type=int)
+    parser.add_argument("parent", type=int, help="the trainer's process id")
     options, rest = parser.parse_known_args()
     os.nice(NICE)
     torch.set_num_threads(1)
     trainer = Trainer(parse(rest), is_helper=True)
-    help_out(trainer, Board(options.board, trainer.model.parameters()), options.number)
+    help_out(trainer, Board(options.board, trainer.model.parameters()), options.number, options.parent)
     shutil.rmtree(options.board.parent, ignore_errors=True)  # a trainer that was cut off cannot
 
 

@@ -67,6 +67,7 @@ class Settings:
     samples_per_step: int = 48
     learning_rate: float = 0.006  # of Muon; the rest takes half
     warmup_steps: int = 20
+    heads_first: int = 0  # steps that teach the heads alone; an export has none, and new ones would mislead
     decay_from: float = 0.7  # share of the run after which the rate falls to nothing
     quantise_from: float = 0.9  # share of the run after which experts train as int4
     only: tuple[str, ...] = ()
@@ -111,6 +112,15 @@ class Trainer:
         self.helpers = Helpers(count, sys.argv[1:], self.model.parameters())
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            self.helpers.close()
+        if self.reporter.has_news:
+            self._report()
+        self.save()
+
+    def _run(self) -> None:
         began, before = time.monotonic(), self.progress.seconds
         saved = evaluated = began
         with Feed(self.feed_settings, self.settings.workers, self.progress.step) as feed:
@@ -127,10 +137,6 @@ class Trainer:
                 if every and now - evaluated > every:
                     self.evaluate()
                     evaluated = time.monotonic()
-        self.helpers.close()
-        if self.reporter.has_news:
-            self._report()
-        self.save()
 
     @property
     def feed_settings(self) -> FeedSettings:
@@ -167,6 +173,7 @@ class Trainer:
     def gradients(self, batches: list[MicroBatch]) -> int:
         """Leaves the mean over all answers in the parameters; returns how many answers there are."""
         self._refresh()
+        self.tutor.only_heads = self.progress.step < self.settings.heads_first
         num_answers = sum(len(batch.skills) for batch in batches)
         if self.settings.stage == "seeing":
             num_patches = sum(len(batch.patches) for batch in batches)
@@ -189,8 +196,10 @@ class Trainer:
             seeing = self._seeing_loss(moved.media) + self._decoder_loss(
                 batch, moved.media, moved.packing.source
             )
-            loss = loss + TUTOR_SHARE * seeing * len(batch.skills) / num_answers
-        loss.backward()
+            share = TUTOR_SHARE * len(batch.skills) / num_answers
+            loss = share * seeing if self.tutor.only_heads else loss + share * seeing
+        if moved.media is not None or not self.tutor.only_heads:
+            loss.backward()
         self.computing.collect()
         return batch, (sums / counts).detach(), exact
 
@@ -281,8 +290,10 @@ class Trainer:
 
 
 def learning_rate(settings: Settings, step: int, done: float) -> float:
-    """Linear warm-up by steps, level, then a straight fall."""
-    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    """Full for new heads; then a linear warm-up by steps, level, and a straight fall."""
+    if step < settings.heads_first:
+        return settings.learning_rate
+    warm = min(1.0, (step - settings.heads_first + 1) / max(1, settings.warmup_steps))
     left = min(1.0, (1 - done) / max(1e-9, 1 - settings.decay_from))
     return settings.learning_rate * warm * max(FINAL_RATE, left)
 
@@ -304,8 +315,8 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser.add_argument("--dtype", choices=("", *DTYPES), default="", help="empty for what is fast here")
     for name in ("device", "init_from"):
         parser.add_argument(_flag(name), default=getattr(default, name))
-    for name in ("seed", "samples", "samples_per_step", "warmup_steps", "max_tokens", "max_patches",
-                 "evaluation_samples", "threads", "helpers"):  # fmt: skip
+    for name in ("seed", "samples", "samples_per_step", "warmup_steps", "heads_first", "max_tokens",
+                 "max_patches", "evaluation_samples", "threads", "helpers"):  # fmt: skip
         parser.add_argument(_flag(name), type=int, default=getattr(default, name))
     for name in ("minutes", "learning_rate", "decay_from", "quantise_from", "stop_after", "save_every",
                  "evaluate_every", "report_every"):  # fmt: skip

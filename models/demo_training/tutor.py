@@ -57,6 +57,7 @@ class Tutor:
         self._right: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
         self._attention: list[torch.Tensor] = []
+        self.only_heads = False  # whether the losses teach the heads alone, for a model whose heads are new
         layers = model.model.language_model.layers
         self._middle = len(layers) // 2
         middle = layers[self._middle].self_attn.q_proj
@@ -68,7 +69,7 @@ class Tutor:
 
     def _keep(self, head: str, states: torch.Tensor) -> None:
         if torch.is_grad_enabled():
-            self._kept[head] = states
+            self._kept[head] = states.detach() if self.only_heads else states
 
     def seeing_loss(self, labels: torch.Tensor, back: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         """labels [P, NUM_COLUMNS] in the tower's order, back [P] to prompt order, grids [N, 3] on the CPU."""
@@ -117,7 +118,7 @@ class Tutor:
     def keep_attention(self, layer: int, attention: torch.Tensor) -> None:
         """Of the middle layer, the first that knows which picture its tokens belong to."""
         if layer == self._middle:
-            self._attention = [attention]
+            self._attention = [attention.detach() if self.only_heads else attention]
 
     def _loss(
         self, head: str, states: torch.Tensor, columns: tuple[Column, ...], labels: torch.Tensor

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,12 +37,15 @@ from models.demo_training.optimizer import MuonAdam, orthogonal  # noqa: E402
 from models.demo_training.regions import Region, describe, stamp_regions  # noqa: E402
 from models.demo_training.skills.reading import letter_regions, render_text  # noqa: E402
 from models.demo_training.train import Settings, Trainer  # noqa: E402
+from models.demo_training.tutor import HEADS  # noqa: E402
 from models.demo_training.whitening import whitening  # noqa: E402
 from tests.checks import assert_close, assert_same_bits  # noqa: E402
 from tests.models.builders import draw, pictures_of  # noqa: E402
 
 pytestmark = pytest.mark.compare
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+PYTHON_HERE = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(autouse=True)
@@ -272,3 +280,33 @@ def test_a_step_of_the_whole_also_teaches_where_tokens_are(tmp_path, tokenizer_f
         trainer.step(batches)
         shares.append(trainer.tutor.scores()["which picture"])
     assert shares[-1] > max(0.5, shares[0]), shares
+
+
+def test_new_heads_learn_first_and_the_model_waits_for_them(tmp_path, tokenizer_folder):
+    (tmp_path / "tokenizer").symlink_to(tokenizer_folder)
+    settings = Settings(tmp_path, model="mini", samples=99, samples_per_step=4, warmup_steps=1, heads_first=2,
+                        only=("pictures",))  # fmt: skip
+    trainer = Trainer(settings)
+    batches = make_step(trainer.feed_settings, Encoder(tokenizer_folder), 0)
+    moved = []
+    for _ in range(3):
+        before = {name: p.detach().clone() for name, p in trained_parameters(trainer.model).items()}
+        trainer.step(batches)
+        after = trained_parameters(trainer.model)
+        moved.append({name for name, weight in before.items() if not torch.equal(weight, after[name])})
+    heads = {name for name in after if name.split(".")[0] in HEADS}
+    assert moved[0] and moved[0] <= heads and moved[1] <= heads, moved[0] - heads
+    assert "model.language_model.layers.0.self_attn.q_proj.weight" in moved[2]
+
+
+def test_a_helper_whose_trainer_is_gone_ends(tmp_path, tokenizer_folder):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tokenizer").symlink_to(tokenizer_folder)
+    (tmp_path / "board").mkdir()
+    Board(tmp_path / "board" / "0", build_model(mini_model(), seed=0).parameters(), create=True)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-m", "models.demo_training.helper", str(tmp_path / "board" / "0"), "0"]
+    options = ["--out", str(tmp_path / "run"), "--model", "mini", "--samples", "9"]
+    subprocess.run([*command, str(gone.pid), *options], cwd=ROOT, env=PYTHON_HERE, check=True, timeout=120)
+    assert not (tmp_path / "board").exists(), "a helper clears up what its trainer could not"
