@@ -56,6 +56,7 @@ LESSONS: dict[str, Skill] = {
     "scene": lessons.scene,
     "small crowd": lessons.small_crowd,
     "crowd": lessons.crowd,
+    "large crowd": lessons.large_crowd,
     "size lesson": lessons.sizes,
     "places": lessons.places,
     "several": lessons.several,

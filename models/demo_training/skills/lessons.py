@@ -58,12 +58,22 @@ def crowd(rng: random.Random) -> Sample:
     return _crowd(rng, (112, 240), rng.randint(2, counting.MOST_THINGS))
 
 
-def _crowd(rng: random.Random, sides: tuple[int, int], count: int) -> Sample:
-    """Things of few kinds, counted in several ways."""
+def large_crowd(rng: random.Random) -> Sample:
+    """Nearly all of one kind, so that answers of six to nine are as common as the skill asks for them."""
+    return _crowd(rng, (112, 240), rng.randint(6, counting.MOST_THINGS), most=rng.choice((0.7, 0.85, 1.0)))
+
+
+def _crowd(rng: random.Random, sides: tuple[int, int], count: int, most: float = 0.0) -> Sample:
+    """Things of few kinds, the first kind with a chance of `most`, counted in several ways."""
     language = pick_language(rng)
     colours = rng.sample(compatible_colours(rng), 3)
     few = rng.sample(list(SHAPES), rng.randint(1, 3))
-    kinds = [(rng.choice(few), rng.choice(colours[: rng.randint(1, 3)])) for _ in range(count)]
+    kinds = [
+        (few[0], colours[0])
+        if rng.random() < most
+        else (rng.choice(few), rng.choice(colours[: rng.randint(1, 3)]))
+        for _ in range(count)
+    ]
     size = picture_size(rng, sides, may_be_large=False)
     shown = Scene(size, place_things(rng, kinds, size))
     makes = [("counts", lambda: _count(rng, shown, language))]
