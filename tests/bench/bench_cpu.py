@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 
 import cuda_ops
-from cuda_ops import Weight
+from cuda_ops import Weight, build
 from engine.config import ServerConfig
 from engine.messages import StepPlan, StepResult
 from engine.model_config import ModelConfig, read_model_config
@@ -150,6 +150,11 @@ def active_weights(model: ModelConfig, decoder: DecoderWeights) -> int:
         else:
             total += size(layer.mlp.up_gate) + size(layer.mlp.down)
     return total
+
+
+def instructions() -> str:
+    """The level that the ops are built for: "avx512", "avx2" or "generic"."""
+    return build.choose_target(os.environ.get("OCTET_OPS_ISA") or None, build.cpu_flags()).isa
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
@@ -317,6 +322,7 @@ def main() -> None:
             "quantization": given.quant,
             "threads": given.threads,
             "busy": given.busy,
+            "instructions": instructions(),
         }
         save("cpu", {"machine": limits} | {one.name: one.summary() for one in measurements}, settings)
 

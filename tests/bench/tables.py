@@ -59,7 +59,13 @@ def decoded(f: dict[str, dict[str, Any]]) -> str:
     return f"{rates}, {shares} of read bandwidth{against_llama(one, sixteen)}"
 
 
-A3B_8L = {"layers": 8, "quantization": "wint4", "busy": 0}
+def decoded_and_prefilled(f: dict[str, dict[str, Any]]) -> str:
+    """All of the above on another machine."""
+    prefill = f["prefill 512"]
+    return f"{decoded(f)}; {prefill['tokens_per_second_median']:.0f} tok/s{against_llama(prefill)}"
+
+
+A3B_8L = {"layers": 8, "quantization": "wint4", "busy": 0, "instructions": "avx512"}
 
 # name in the marker -> rows
 TABLES: dict[str, Sequence[Row]] = {
@@ -95,6 +101,20 @@ TABLES: dict[str, Sequence[Row]] = {
             ),
             "3x llama.cpp",
             A3B_8L,
+        ),
+        Row(
+            "without AVX-512 (2 cores of a Zen 3), wint4: decode, batch 1 / 16; prefill",
+            "cpu",
+            decoded_and_prefilled,
+            "90 % of bandwidth, 1x / 1.5x; 3x llama.cpp",
+            A3B_8L | {"instructions": "avx2"},
+        ),
+        Row(
+            "the same, wint4-all",
+            "cpu",
+            decoded_and_prefilled,
+            "1x / 1.5x; 3x llama.cpp",
+            A3B_8L | {"instructions": "avx2", "quantization": "wint4-all"},
         ),
         Row(
             "28B-A3B whole, wint4, random weights: decode after text / after a picture, resident memory",
