@@ -79,10 +79,55 @@ inline void load_steps(const uint8_t* lines, Bytes64& first, Bytes64& second) {
   }
 }
 
-// rows x cols outputs; kChains sums of each in flight hide the latency of dot4.
+// Adds the products of one span to `sums`; kChains sums of each output in flight hide the latency of dot4.
+// x: rows from the span's first column on; lines: the first panel's of the span, the others a stride apart.
+template <class F, bool is_wide, int kChains, int rows, int cols>
+[[gnu::always_inline]] inline void add_span(const typename F::Element* const (&x)[rows], const uint8_t* lines,
+                                            int64_t lines_stride, I32x16 (&sums)[rows][cols]) {
+  constexpr int kPart = std::min(F::kSteps, F::kMostDots * kChains);
+#pragma GCC unroll 2
+  for (int part = 0; part < F::kSteps; part += kPart) {
+    typename F::Sums parts[rows][cols][kChains];
+    for (int i = 0; i < rows; ++i) {
+      for (int j = 0; j < cols; ++j) {
+        begin_sums(parts[i][j][0], sums[i][j]);
+        for (int c = 1; c < kChains; ++c) begin_sums(parts[i][j][c], broadcast_int(0));
+      }
+    }
+#pragma GCC unroll 8
+    for (int step = part; step < part + kPart; step += 2, lines += is_wide ? 2 * kLine : kLine) {
+      Bytes64 both[2][cols];
+#pragma GCC unroll 8
+      for (int j = 0; j < cols; ++j) load_steps<is_wide>(lines + j * lines_stride, both[0][j], both[1][j]);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; ++i) {
+          const auto q = load_four(x[i] + (step + half) * 4);
+#pragma GCC unroll 8
+          for (int j = 0; j < cols; ++j) {
+            auto& sum = parts[i][j][(step + half) % kChains];
+            sum = dot4(sum, both[half][j], q);
+          }
+        }
+      }
+    }
+    for (int i = 0; i < rows; ++i) {
+      for (int j = 0; j < cols; ++j) {
+        sums[i][j] = end_sums(parts[i][j][0], sums[i][j]);
+        for (int c = 1; c < kChains; ++c) {
+          sums[i][j] = sums[i][j] + end_sums(parts[i][j][c], broadcast_int(0));
+        }
+      }
+    }
+  }
+}
+
+// rows x cols outputs.
 template <class F, bool is_wide, int rows, int cols, int kChains>
 void multiply_tile(const void* const* x_rows, const Int8Layout& layout, const Panels& panels, float* out,
                    int64_t out_stride, int64_t width) {
+  constexpr int64_t kSpanLines = F::kSteps / (is_wide ? 1 : 2);
   const typename F::Element* x[rows];
   const float* x_scales[rows];
   const int32_t* corrections[rows];
@@ -97,50 +142,13 @@ void multiply_tile(const void* const* x_rows, const Int8Layout& layout, const Pa
   const uint8_t* lines = panels.lines;
   const BF16* scales = panels.scales;
   int64_t spans_left = panels.spans_per_scale;
-  for (int64_t s = 0; s < spans; ++s) {
+  for (int64_t s = 0; s < spans; ++s, lines += kSpanLines * kLine) {
     I32x16 sums[rows][cols];
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < cols; ++j) sums[i][j] = broadcast_int(corrections[i][s]);
     }
-    constexpr int kPart = std::min(F::kSteps, F::kMostDots * kChains);
-#pragma GCC unroll 2
-    for (int part = 0; part < F::kSteps; part += kPart) {
-      typename F::Sums parts[rows][cols][kChains];
-      for (int i = 0; i < rows; ++i) {
-        for (int j = 0; j < cols; ++j) {
-          begin_sums(parts[i][j][0], sums[i][j]);
-          for (int c = 1; c < kChains; ++c) begin_sums(parts[i][j][c], broadcast_int(0));
-        }
-      }
-#pragma GCC unroll 8
-      for (int step = part; step < part + kPart; step += 2, lines += is_wide ? 2 * kLine : kLine) {
-        Bytes64 both[2][cols];
-#pragma GCC unroll 8
-        for (int j = 0; j < cols; ++j) {
-          load_steps<is_wide>(lines + j * panels.lines_stride, both[0][j], both[1][j]);
-        }
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-#pragma GCC unroll 8
-          for (int i = 0; i < rows; ++i) {
-            const auto q = load_four(x[i] + (s * F::kSteps + step + half) * 4);
-#pragma GCC unroll 8
-            for (int j = 0; j < cols; ++j) {
-              auto& sum = parts[i][j][(step + half) % kChains];
-              sum = dot4(sum, both[half][j], q);
-            }
-          }
-        }
-      }
-      for (int i = 0; i < rows; ++i) {
-        for (int j = 0; j < cols; ++j) {
-          sums[i][j] = end_sums(parts[i][j][0], sums[i][j]);
-          for (int c = 1; c < kChains; ++c) {
-            sums[i][j] = sums[i][j] + end_sums(parts[i][j][c], broadcast_int(0));
-          }
-        }
-      }
-    }
+    add_span<F, is_wide, kChains>(x, lines, panels.lines_stride, sums);
+    for (int i = 0; i < rows; ++i) x[i] += F::kSteps * 4;
     for (int j = 0; j < cols; ++j) {
       const F32x16 w_scale = F::kIsInt4 ? load(scales + j * panels.scales_stride) : broadcast(1.0f);
       for (int i = 0; i < rows; ++i) {
