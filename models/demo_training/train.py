@@ -52,6 +52,7 @@ from models.tiny_tokenizer import write_json
 
 TUTOR_SHARE = 0.4  # of the lessons on patches and tokens, beside the loss on answers
 FINAL_RATE = 0.01  # of the peak, at the end of the run
+HEADS_RATE = 0.006  # of new heads that learn before all else
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -290,9 +291,9 @@ class Trainer:
 
 
 def learning_rate(settings: Settings, step: int, done: float) -> float:
-    """Full for new heads; then a linear warm-up by steps, level, and a straight fall."""
+    """That of new heads first; then a linear warm-up by steps, level, and a straight fall."""
     if step < settings.heads_first:
-        return settings.learning_rate
+        return HEADS_RATE
     warm = min(1.0, (step - settings.heads_first + 1) / max(1, settings.warmup_steps))
     left = min(1.0, (1 - done) / max(1e-9, 1 - settings.decay_from))
     return settings.learning_rate * warm * max(FINAL_RATE, left)

@@ -228,6 +228,12 @@ def test_the_learning_rate_rises_by_steps_and_falls_over_the_run(tmp_path):
     assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(train.FINAL_RATE)
 
 
+def test_new_heads_have_a_rate_of_their_own_and_the_rest_warms_up_behind_them(tmp_path):
+    settings = Settings(tmp_path, learning_rate=0.001, warmup_steps=10, heads_first=5)
+    rates = [train.learning_rate(settings, step, 0.0) for step in (0, 4, 5, 14, 15)]
+    assert rates == pytest.approx([train.HEADS_RATE, train.HEADS_RATE, 0.0001, 0.001, 0.001])
+
+
 def test_idle_experts_gain_bias_and_busy_ones_lose_it(encoder):
     model = build_model(mini_model(), seed=2)
     balancer = LoadBalancer(model, speed=0.01)
