@@ -29,12 +29,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import cuda_ops
+from cuda_ops.pack import can_pack
 from tests.bench.result_files import heading, save, save_option
 from tests.cuda_ops import references
 from tests.cuda_ops.builders import make_weight, read, tensor, unwritten, values_of
@@ -99,7 +101,7 @@ def check(actual: Any, expected: np.ndarray, what: str) -> None:
 
 
 def bench_linear(report: Report, source: Source) -> None:
-    """The qkv projection of the 28B decoder."""
+    """The qkv projection of the 28B decoder, its quantised weights packed as a server packs them."""
     n, k = 3584, 2560
     for kind, dtype in (
         ("float32", "float32"),
@@ -108,9 +110,10 @@ def bench_linear(report: Report, source: Source) -> None:
         ("int4", "bfloat16"),
     ):
         weight, matrix = make_weight(source, kind, n, k, 64)
+        if can_pack(weight.kind, n, k, weight.group):
+            weight = cuda_ops.pack_panels(weight)
         copies = [weight] + [
-            cuda_ops.Weight(weight.kind, copy_of(weight.data), weight.scales, weight.group)
-            for _ in range(CACHE_BYTES // weight.num_bytes)
+            replace(weight, data=copy_of(weight.data)) for _ in range(CACHE_BYTES // weight.num_bytes)
         ]
         for m in (1, 16, 512):
             values = source.normal(m, k)

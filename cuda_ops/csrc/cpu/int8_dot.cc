@@ -16,8 +16,8 @@
 //           kGroup panels for every tile of rows
 //   speed   one core of an EPYC (Zen 4, 3.7 GHz, 2026-11-23), K = 2560, in cache, of its 472 GOP/s: 8 rows
 //           420 int8, 390 int4; 48 rows 437 and 392; one row takes 105 and 65 GB/s, more than memory gives
-//           one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), 192 rows: 120 GOP/s int8, 200 int4, of 334 that
-//           vpmaddubsw with its addition reaches; one row takes 35 and 31 GB/s
+//           one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), of its 414 GOP/s in vpmaddubsw: 512 rows 124
+//           int8, 190 int4; one row 16 and 15 GB/s, 91 and 86 % of memory (bench_ops.py --threads 1)
 //   order   integers, then one fma per span: the same bits either way, for any number of rows, on any thread
 //   source  Jacob et al. 2017, arXiv:1712.05877; Dettmers et al. 2022 (per-group absmax), arXiv:2110.02861
 
