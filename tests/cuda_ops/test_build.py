@@ -25,6 +25,11 @@ def test_the_best_level_that_the_cpu_has_is_chosen():
 def test_bfloat16_dot_products_are_used_only_where_present():
     assert "-mavx512bf16" in build.choose_target(None, FULL).flags
     assert "-mavx512bf16" not in build.choose_target(None, FULL - {"avx512_bf16"}).flags
+
+
+def test_dot_products_of_bytes_are_used_only_where_present():
+    assert "-mavx512vnni" in build.choose_target(None, FULL).flags
+    assert "-mavx512vnni" not in build.choose_target(None, FULL - {"avx512_vnni"}).flags
     assert "-mavxvnni" in build.choose_target("avx2", FULL).flags
     assert "-mavxvnni" not in build.choose_target("avx2", FULL - {"avx_vnni"}).flags
 
