@@ -103,7 +103,7 @@ TABLES: dict[str, Sequence[Row]] = {
             A3B_8L,
         ),
         Row(
-            "without AVX-512 (2 cores of a Zen 3), wint4: decode, batch 1 / 16; prefill",
+            "on a CPU without AVX-512, wint4: decode, batch 1 / 16; prefill",
             "cpu",
             decoded_and_prefilled,
             "90 % of bandwidth, 1x / 1.5x; 3x llama.cpp",
