@@ -11,13 +11,15 @@
 //           vpmaddubsw (64, int4) and vpmaddwd (32, int8)
 //   map     a panel is 16 weight rows (int8_panels.h): a lane is an output. Packed weights are read as they
 //           lie; of others each panel is turned into cache first.
-//   few     up to kFewRows x rows: register tiles of kNarrowRows of them by one panel, straight from memory
+//   few     up to kFewRows x rows: register tiles of kNarrowRows of them by one panel, of one row by four and
+//           of two by two, straight from memory
 //   many    int4 panels are widened to bytes in cache once; register tiles of kRows x rows by kCols panels,
 //           kGroup panels for every tile of rows
 //   speed   one core of an EPYC (Zen 4, 3.7 GHz, 2026-11-23), K = 2560, in cache, of its 472 GOP/s: 8 rows
 //           420 int8, 390 int4; 48 rows 437 and 392; one row takes 105 and 65 GB/s, more than memory gives
 //           one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), of its 414 GOP/s in vpmaddubsw: 512 rows 124
-//           int8, 190 int4; one row 16 and 15 GB/s, 91 and 86 % of memory (bench_ops.py --threads 1)
+//           int8, 190 int4; one row by one panel took 84 and 82 % of what a plain read of memory takes on
+//           two cores, by four panels 105 and 94 % (each beside a read, medians of 40)
 //   order   integers, then one fma per span: the same bits either way, for any number of rows, on any thread
 //   source  Jacob et al. 2017, arXiv:1712.05877; Dettmers et al. 2022 (per-group absmax), arXiv:2110.02861
 
@@ -204,16 +206,30 @@ Panels widen(Panels panels, int64_t count) {
   return panels;
 }
 
-// Sums of one output in flight, beside those of the other rows.
-constexpr int chains_for(int rows) {
-  return std::max(1, kDotLatency / rows);
+// Sums of one output in flight, beside those of the tile's others.
+constexpr int chains_for(int outputs) {
+  return std::max(1, kDotLatency / outputs);
 }
 
-template <class F, int... rows>
+// Panels that meet a tile of so many rows side by side. Each is a stream of its own, and several streams get
+// more out of memory than one; more rows leave no registers for it.
+constexpr int64_t streams_for(int64_t rows) {
+  return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+}
+
+template <class F, int cols, int... rows>
 auto pick_few(int64_t num_rows, std::integer_sequence<int, rows...>) {
-  static constexpr decltype(&multiply_tile<F, !F::kIsInt4, 1, 1, 1>) by_rows[] = {
-      multiply_tile<F, !F::kIsInt4, rows + 1, 1, chains_for(rows + 1)>...};
+  static constexpr decltype(&multiply_tile<F, !F::kIsInt4, 1, cols, 1>) by_rows[] = {
+      multiply_tile<F, !F::kIsInt4, rows + 1, cols, chains_for((rows + 1) * cols)>...};
   return by_rows[num_rows - 1];
+}
+
+// A tile of few rows by as many panels as `streams_for` says, or by one.
+template <class F>
+auto pick_few(int64_t num_rows, int64_t num_panels) {
+  if (num_panels == 4) return pick_few<F, 4>(num_rows, std::make_integer_sequence<int, 1>());
+  if (num_panels == 2) return pick_few<F, 2>(num_rows, std::make_integer_sequence<int, 2>());
+  return pick_few<F, 1>(num_rows, std::make_integer_sequence<int, kNarrowRows>());
 }
 
 template <class F, int cols, int... rows>
@@ -223,17 +239,17 @@ auto pick_tile(int64_t num_rows, std::integer_sequence<int, rows...>) {
   return by_rows[num_rows - 1];
 }
 
-// Panel by panel, each from memory once: the later tiles of rows find it in the first-level cache.
+// Few panels at a time, each from memory once: the later tiles of rows find them in the first-level cache.
 template <class F>
 void multiply_few(const void* const* x_rows, int64_t num_rows, const WeightView& w, int64_t first_row,
                   int64_t width, float* out, int64_t out_stride) {
   const Int8Layout layout(w);
   const int64_t tiles = ceil_div(num_rows, kNarrowRows), rows = ceil_div(num_rows, tiles);
-  for (int64_t j = 0; j < width; j += kPanel) {
-    const Panels panels = open_panels(w, layout, first_row + j, 1);
+  for (int64_t j = 0, count = streams_for(rows); j < width; j += count * kPanel) {
+    if (ceil_div(width - j, kPanel) < count) count = 1;
+    const Panels panels = open_panels(w, layout, first_row + j, count);
     for (int64_t i = 0; i < num_rows; i += rows) {
-      const auto run =
-          pick_few<F>(std::min(rows, num_rows - i), std::make_integer_sequence<int, kNarrowRows>());
+      const auto run = pick_few<F>(std::min(rows, num_rows - i), count);
       run(x_rows + i, layout, panels, out + i * out_stride + j, out_stride, width - j);
     }
   }
