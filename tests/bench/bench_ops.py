@@ -3,14 +3,15 @@
 Method
     Every op is first checked against NumPy on the very tensors that are timed. Weights and KV caches rotate
     through copies that together exceed the last-level cache, so that each call reads memory. Times are the
-    median of at least 7 calls and 0.3 s of them. Read bandwidth is NumPy taking the maximum of 256 MiB, one
-    slice per thread; no arithmetic peak is assumed: GFLOP/s stand alone.
+    median of at least 7 calls and 0.3 s of them. Read bandwidth is that of cpu_limits.py; no arithmetic peak
+    is assumed: GFLOP/s stand alone.
 Bytes and flops
     linear              N*K*bits/8 + scales         2*M*N*K
     paged_attention     2*kv_len*nkv*hd*size        4*positions seen*nq*hd
     all_reduce          size of the message         -
 How to read it
-    The percentage is bytes per second over the measured read bandwidth: near 100 an op is as fast as memory.
+    The percentage is bytes per second over the measured read bandwidth: near 100 an op is as fast as memory,
+    and beyond where several streams of one thread get more out of it than the plain read's one.
     Where flops decide (M = 512, prefill) look at GFLOP/s. Run it on a quiet machine; ranks of the all-reduce
     share the cores, as they do in `--tp 8` on a laptop.
 Reference
@@ -28,7 +29,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ import numpy as np
 
 import cuda_ops
 from cuda_ops.pack import can_pack
+from tests.bench.cpu_limits import ReadBandwidth
 from tests.bench.result_files import heading, save, save_option
 from tests.cuda_ops import references
 from tests.cuda_ops.builders import make_weight, read, tensor, unwritten, values_of
@@ -64,14 +65,6 @@ def seconds_of(call: Callable[[int], Any]) -> float:
         call(len(times) + 1)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
-
-
-def read_bandwidth(threads: int) -> float:
-    """Bytes per second that `threads` threads read from memory."""
-    slices = np.array_split(np.ones(32 << 20, np.int64), threads)
-    with ThreadPoolExecutor(threads) as pool:
-        seconds = seconds_of(lambda i: list(pool.map(np.max, slices)))
-    return sum(part.nbytes for part in slices) / seconds
 
 
 class Report:
@@ -241,7 +234,7 @@ def main() -> None:
         return all_reduce_rank(int(arguments.rank[0]), arguments.rank[1], int(arguments.rank[2]))
     cuda_ops.set_num_threads(arguments.threads)
     print(heading())
-    report = Report(read_bandwidth(arguments.threads))
+    report = Report(ReadBandwidth(arguments.threads)())
     print(f"read bandwidth {report.bandwidth / 1e9:.1f} GB/s")
     source = Source()
     parts = {

@@ -1,8 +1,8 @@
 """What this machine's CPU can do at most: int8 operations on registers, bytes read from memory.
 
 Both loops are compiled here for this processor. Memory is read as packed weights are: each thread its own
-stretch of one buffer, in huge pages where the system gives them. NumPy's maximum, which bench_ops.py takes,
-reads ordinary pages and reaches half of that where a page costs more than its bytes.
+stretch of one buffer, in huge pages where the system gives them. (NumPy's maximum, in ordinary pages, reaches
+half of that where a page costs more than its bytes.)
 """
 
 from __future__ import annotations
