@@ -4,7 +4,8 @@
 //
 //   bytes   W once, x once per kTileCols weight rows (from cache)
 //   map     16 lanes over K; register tile of kTileRows x rows by kTileCols weight rows
-//   few     at most kTileRows x rows: weights are converted in registers, each read once -> memory bound
+//   few     at most kTileRows x rows: weights are converted in registers, each read once -> memory bound; one
+//           row meets kOneRowCols weight rows
 //   many    weights are dequantised once into an fp32 panel in cache -> bound by arithmetic
 //   order   see dot_panel.h; both ways multiply the same fp32 values in the same order, so they agree in bits
 
@@ -150,11 +151,18 @@ Tile pick_tile(int64_t num_rows, std::integer_sequence<int, rows...>) {
   return by_rows[num_rows - 1];
 }
 
+// One row leaves registers for more weight rows, and each of them is a stream to the prefetchers.
+constexpr int64_t kOneRowCols = std::max(kTileCols, 4);
+
 template <class Row>
 void dot_tiles(const void* const* x_rows, int64_t num_rows, const WeightView& w, int64_t first_row,
                int64_t width, float* out, int64_t out_stride) {
   constexpr auto shapes = std::make_integer_sequence<int, kTileRows>();
-  for (int64_t j = 0; j < width;) {
+  int64_t j = 0;
+  for (; num_rows == 1 && width - j >= kOneRowCols; j += kOneRowCols) {
+    dot_tile<Row, 1, kOneRowCols>(x_rows, w, first_row + j, out + j, out_stride);
+  }
+  while (j < width) {
     const bool is_full = width - j >= kTileCols;
     for (int64_t i = 0; i < num_rows; i += kTileRows) {
       const int64_t rows = std::min<int64_t>(kTileRows, num_rows - i);
