@@ -18,8 +18,10 @@
 //   speed   one core of an EPYC (Zen 4, 3.7 GHz, 2026-11-23), K = 2560, in cache, of its 472 GOP/s: 8 rows
 //           420 int8, 390 int4; 48 rows 437 and 392; one row takes 105 and 65 GB/s, more than memory gives
 //           one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), of its 414 GOP/s in vpmaddubsw: 512 rows 124
-//           int8, 190 int4; one row by one panel took 84 and 82 % of what a plain read of memory takes on
-//           two cores, by four panels 105 and 94 % (each beside a read, medians of 40)
+//           int8, 190 to 210 int4. With the addition that each of them needs, vpmaddubsw and vpmaddwd issue
+//           1.5 times a cycle there and not twice: 292 GOP/s for int4 and 140 for int8, the ends of spans
+//           not counted. One row by one panel took 84 and 82 % of what a plain read of memory takes on two
+//           cores, by four panels 105 and 94 % (each beside a read, medians of 40)
 //   order   integers, then one fma per span: the same bits either way, for any number of rows, on any thread
 //   source  Jacob et al. 2017, arXiv:1712.05877; Dettmers et al. 2022 (per-group absmax), arXiv:2110.02861
 
