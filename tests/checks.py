@@ -1,6 +1,11 @@
-"""Comparisons that say where two arrays differ most."""
+"""Comparisons that say where two arrays differ most, and a count of work that needs no clock."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import numpy as np
 
@@ -33,3 +38,21 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, what: str = "arra
         raise AssertionError(
             f"{what}: bits differ first at {where}: {actual[where]!r}, not {expected[where]!r}"
         )
+
+
+def python_lines(call: Callable[[], object]) -> int:
+    """How many lines of Python a call runs, callees included: work that grows shows without a clock."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
