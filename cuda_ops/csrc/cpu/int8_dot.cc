@@ -18,10 +18,10 @@
 //   speed   one core of an EPYC (Zen 4, 3.7 GHz, 2026-11-23), K = 2560, in cache, of its 472 GOP/s: 8 rows
 //           420 int8, 390 int4; 48 rows 437 and 392; one row takes 105 and 65 GB/s, more than memory gives
 //           one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), of its 414 GOP/s in vpmaddubsw: 512 rows 124
-//           int8, 190 to 210 int4. With the addition that each of them needs, vpmaddubsw and vpmaddwd issue
-//           1.5 times a cycle there and not twice: 292 GOP/s for int4 and 140 for int8, the ends of spans
-//           not counted. One row by one panel took 84 and 82 % of what a plain read of memory takes on two
-//           cores, by four panels 105 and 94 % (each beside a read, medians of 40)
+//           int8, 190 int4. With the addition that each of them needs, vpmaddubsw and vpmaddwd issue 1.5
+//           times a cycle there and not twice: 292 GOP/s for int4 and 140 for int8, the ends of spans not
+//           counted. Of a plain read of memory beside it on two cores (medians of 40) one row takes 107 and
+//           93 % by four panels at once, 83 and 81 % one by one; two rows 88 and 85 %, 81 and 81 % one by one
 //   order   integers, then one fma per span: the same bits either way, for any number of rows, on any thread
 //   source  Jacob et al. 2017, arXiv:1712.05877; Dettmers et al. 2022 (per-group absmax), arXiv:2110.02861
 
@@ -215,7 +215,7 @@ constexpr int chains_for(int outputs) {
 
 // Panels that meet a tile of so many rows side by side. Each is a stream of its own, and several streams get
 // more out of memory than one; more rows leave no registers for it.
-constexpr int64_t streams_for(int64_t rows) {
+constexpr int streams_for(int64_t rows) {
   return rows == 1 ? 4 : rows == 2 ? 2 : 1;
 }
 
@@ -229,8 +229,9 @@ auto pick_few(int64_t num_rows, std::integer_sequence<int, rows...>) {
 // A tile of few rows by as many panels as `streams_for` says, or by one.
 template <class F>
 auto pick_few(int64_t num_rows, int64_t num_panels) {
-  if (num_panels == 4) return pick_few<F, 4>(num_rows, std::make_integer_sequence<int, 1>());
-  if (num_panels == 2) return pick_few<F, 2>(num_rows, std::make_integer_sequence<int, 2>());
+  constexpr int one = streams_for(1), two = streams_for(2);
+  if (num_panels == one) return pick_few<F, one>(num_rows, std::make_integer_sequence<int, 1>());
+  if (num_panels == two) return pick_few<F, two>(num_rows, std::make_integer_sequence<int, 2>());
   return pick_few<F, 1>(num_rows, std::make_integer_sequence<int, kNarrowRows>());
 }
 
