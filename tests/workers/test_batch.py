@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from engine.errors import EngineError
@@ -105,6 +106,11 @@ def test_a_prefill_of_8k_tokens_runs_no_more_python_than_one_of_64():
         blocks = list(range(255, 255 + num_tokens // 64))
         chunks = [Chunk(i, 1, [i], True) for i in range(255)] + [Chunk(255, num_tokens, blocks, True)]
         sequences.apply(StepPlan(0, chunks, [*decoding, make_new(255, list(range(num_tokens)))]))
-        return python_lines(lambda: build_batch(chunks, sequences, 64, image_patch_id=10**6, num_pools=2))
+        batches = []
+        count = python_lines(
+            lambda: batches.append(build_batch(chunks, sequences, 64, image_patch_id=10**6, num_pools=2))
+        )
+        assert len(np.unique(batches[0].slots)) == 255 + num_tokens
+        return count
 
     assert lines(8192) == lines(64)

@@ -152,24 +152,23 @@ Tile pick_tile(int64_t num_rows, std::integer_sequence<int, rows...>) {
 }
 
 // One row leaves registers for more weight rows, and each of them is a stream to the prefetchers.
-constexpr int64_t kOneRowCols = std::max(kTileCols, 4);
+constexpr int kOneRowCols = std::max(kTileCols, 4);
 
 template <class Row>
 void dot_tiles(const void* const* x_rows, int64_t num_rows, const WeightView& w, int64_t first_row,
                int64_t width, float* out, int64_t out_stride) {
   constexpr auto shapes = std::make_integer_sequence<int, kTileRows>();
-  int64_t j = 0;
-  for (; num_rows == 1 && width - j >= kOneRowCols; j += kOneRowCols) {
-    dot_tile<Row, 1, kOneRowCols>(x_rows, w, first_row + j, out + j, out_stride);
-  }
-  while (j < width) {
-    const bool is_full = width - j >= kTileCols;
+  const int64_t cols = num_rows == 1 ? kOneRowCols : kTileCols;
+  for (int64_t j = 0; j < width;) {
+    const bool is_full = width - j >= cols;
     for (int64_t i = 0; i < num_rows; i += kTileRows) {
       const int64_t rows = std::min<int64_t>(kTileRows, num_rows - i);
-      const Tile tile = is_full ? pick_tile<Row, kTileCols>(rows, shapes) : pick_tile<Row, 1>(rows, shapes);
+      const Tile tile = !is_full        ? pick_tile<Row, 1>(rows, shapes)
+                        : num_rows == 1 ? dot_tile<Row, 1, kOneRowCols>
+                                        : pick_tile<Row, kTileCols>(rows, shapes);
       tile(x_rows + i, w, first_row + j, out + i * out_stride + j, out_stride);
     }
-    j += is_full ? kTileCols : 1;
+    j += is_full ? cols : 1;
   }
 }
 
