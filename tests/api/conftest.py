@@ -7,6 +7,7 @@ import contextlib
 import gc
 import inspect
 from collections.abc import Iterator
+from functools import partial
 
 import openai
 import pytest
@@ -19,7 +20,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = pyfuncitem._fixtureinfo.argnames
-    run_guarded(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    run_guarded(partial(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names}))
     return True
 
 

@@ -2,6 +2,8 @@
 
 A heartbeat on the loop measures its own delay; the time the thread only waited for a core (another process
 was busy) is taken out, so a loaded machine does not fail tests. A second thread notes where the loop stood.
+A virtual machine that stands still, or its disk, looks the same from inside: a test found blocked runs once
+more, since what the code does wrong it does each time.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,12 @@ class LoopGuard:
         self._watcher.start()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self._measure()
         self._task.cancel()
         self._stop.set()
         self._watcher.join()
-        if self._worst > self._limit:
+        if failure is None and self._worst > self._limit:
             raise EventLoopBlocked(f"the event loop was blocked for {self._worst:.2f} s at\n{self._where}")
 
     async def _heartbeat(self) -> None:
@@ -71,14 +73,18 @@ class LoopGuard:
                 self._where = "".join(traceback.format_stack(frame)[-8:]) if frame else ""
 
 
-def run_guarded(test: Coroutine[Any, Any, None], limit: float = LIMIT) -> None:
-    """Run a test's coroutine on uvloop, as the api does, under a guard."""
+def run_guarded(test: Callable[[], Coroutine[Any, Any, None]], limit: float = LIMIT) -> None:
+    """Run a coroutine test on uvloop, as the api does, under a guard; fail if it blocks the loop twice."""
 
     async def guarded() -> None:
         async with LoopGuard(limit):
-            await test
+            await test()
 
-    uvloop.run(guarded())
+    try:
+        uvloop.run(guarded())
+    except EventLoopBlocked as blocked:
+        print(f"once more, since {blocked}")
+        uvloop.run(guarded())
 
 
 def _seconds_without_core() -> float:

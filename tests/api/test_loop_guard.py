@@ -16,7 +16,34 @@ def test_a_blocked_loop_fails_and_the_place_is_named() -> None:
         time.sleep(0.5)  # noqa: ASYNC251
 
     with pytest.raises(EventLoopBlocked, match=r"time\.sleep"):
-        run_guarded(block())
+        run_guarded(block)
+
+
+def test_a_loop_that_stood_still_only_once_passes() -> None:
+    runs = []
+
+    async def block_at_first() -> None:
+        await asyncio.sleep(0.05)
+        runs.append(len(runs))
+        if runs == [0]:
+            time.sleep(0.5)  # noqa: ASYNC251
+
+    run_guarded(block_at_first)
+    assert runs == [0, 1]
+
+
+def test_a_test_that_fails_while_the_loop_is_blocked_is_not_run_again() -> None:
+    runs = []
+
+    async def block_and_fail() -> None:
+        await asyncio.sleep(0.05)
+        runs.append(len(runs))
+        time.sleep(0.5)  # noqa: ASYNC251
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_guarded(block_and_fail)
+    assert runs == [0]
 
 
 def test_much_work_in_small_pieces_passes() -> None:
@@ -25,4 +52,4 @@ def test_much_work_in_small_pieces_passes() -> None:
         while time.monotonic() < end:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
-    run_guarded(work())
+    run_guarded(work)
