@@ -130,7 +130,7 @@ check() {
 }
 
 bench() {
-  install "${OCTET_EXTRAS:-}"
+  install "$(join_extras test)"  # the benchmarks drive what the tests build, with the tests' client
   cd "$here"
   local name="${1:-}" file
   if [[ -z "$name" || ! -f "tests/bench/bench_$name.py" ]]; then
