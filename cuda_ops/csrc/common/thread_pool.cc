@@ -56,12 +56,9 @@ class Pool {
   }
 
   // A task that calls this again, or a second caller (another Python thread), works inline.
-  void run(int64_t num_tasks, HandOut how, TaskBody body, void* context) {
+  void run(int64_t num_tasks, HandOut how, RunBody body, void* context) {
     std::unique_lock<std::mutex> one_caller(caller_, std::defer_lock);
-    if (is_inside_ || !one_caller.try_lock()) {
-      for (int64_t task = 0; task < num_tasks; ++task) body(context, task);
-      return;
-    }
+    if (is_inside_ || !one_caller.try_lock()) return body(context, 0, num_tasks);
     open_round(num_tasks, how, body, context);
     is_inside_ = true;
     take_tasks();
@@ -70,7 +67,7 @@ class Pool {
   }
 
  private:
-  void open_round(int64_t num_tasks, HandOut how, TaskBody body, void* context) {
+  void open_round(int64_t num_tasks, HandOut how, RunBody body, void* context) {
     how_ = how;
     body_ = body;
     context_ = context;
@@ -103,7 +100,7 @@ class Pool {
       const int64_t half_share = how_ == HandOut::singly ? 1 : (num_tasks_ - first) / (2 * size());
       const int64_t end = first + (half_share > 1 ? half_share : 1);
       if (!next_task_.compare_exchange_weak(first, end, std::memory_order_relaxed)) continue;
-      for (int64_t task = first; task < end; ++task) body_(context_, task);
+      body_(context_, first, end);
       first = next_task_.load(std::memory_order_relaxed);
     }
   }
@@ -164,7 +161,7 @@ class Pool {
   std::atomic<uint64_t> round_{0};
 
   HandOut how_ = HandOut::singly;
-  TaskBody body_ = nullptr;
+  RunBody body_ = nullptr;
   void* context_ = nullptr;
   int64_t num_tasks_ = 0;
   std::atomic<int64_t> next_task_{0};
@@ -185,7 +182,7 @@ void set_num_threads(int num_threads) {
 int num_threads() {
   return pool().size();
 }
-void run_tasks(int64_t num_tasks, HandOut how, TaskBody body, void* context) {
+void hand_out(int64_t num_tasks, HandOut how, RunBody body, void* context) {
   pool().run(num_tasks, how, body, context);
 }
 

@@ -21,31 +21,29 @@ int num_threads();
 
 enum class HandOut { singly, in_runs };
 
-using TaskBody = void (*)(void* context, int64_t task);
-void run_tasks(int64_t num_tasks, HandOut how, TaskBody body, void* context);
+using RunBody = void (*)(void* context, int64_t begin, int64_t end);
+void hand_out(int64_t num_tasks, HandOut how, RunBody body, void* context);
 
+// Calls body(begin, end) for runs that hold every task in [0, num_tasks) once, returns when all are done. A
+// thread takes its share of half of what is left at once, in the end single tasks.
 template <class Body>
-void hand_out(int64_t num_tasks, HandOut how, Body&& body) {
-  if (num_tasks <= 1 || num_threads() == 1) {
-    for (int64_t task = 0; task < num_tasks; ++task) body(task);
-    return;
-  }
+void parallel_in_runs(int64_t num_tasks, Body&& body, HandOut how = HandOut::in_runs) {
+  if (num_tasks <= 0) return;
+  if (num_tasks == 1 || num_threads() == 1) return body(0, num_tasks);
   using Plain = std::remove_reference_t<Body>;
-  run_tasks(
-      num_tasks, how, [](void* context, int64_t task) { (*static_cast<Plain*>(context))(task); },
+  hand_out(
+      num_tasks, how,
+      [](void* context, int64_t begin, int64_t end) { (*static_cast<Plain*>(context))(begin, end); },
       (void*)&body);
 }
 
 // Calls body(task) once for every task in [0, num_tasks), returns when all are done.
 template <class Body>
 void parallel_for(int64_t num_tasks, Body&& body) {
-  hand_out(num_tasks, HandOut::singly, body);
-}
-
-// The same; a thread takes its share of half of what is left at once, in the end single tasks.
-template <class Body>
-void parallel_in_runs(int64_t num_tasks, Body&& body) {
-  hand_out(num_tasks, HandOut::in_runs, body);
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) body(task);
+  };
+  parallel_in_runs(num_tasks, run, HandOut::singly);
 }
 
 // Calls body(begin, end) over slices of [0, size), each of at least `grain` elements where size allows.

@@ -11,12 +11,15 @@
 //           vpmaddubsw (64, int4) and vpmaddwd (32, int8)
 //   map     a panel is 16 weight rows (int8_panels.h): a lane is an output. Packed weights are read as they
 //           lie; of others each panel is turned into cache first.
-//   few     up to kFewRows x rows: register tiles of kNarrowRows of them by one panel, of one row by four and
-//           of two by two, straight from memory
+//   few     up to kFewRows x rows: register tiles of kNarrowRows of them by one panel, of one or two by as
+//   many
+//           as make kStreams, straight from memory
 //   many    int4 panels are widened to bytes in cache once; register tiles of kRows x rows by kCols panels,
 //           kGroup panels for every tile of rows
 //   speed   one core of an EPYC (Zen 4, 3.7 GHz, 2026-11-23), K = 2560, in cache, of its 472 GOP/s: 8 rows
-//           420 int8, 390 int4; 48 rows 437 and 392; one row takes 105 and 65 GB/s, more than memory gives
+//           420 int8, 390 int4; 48 rows 437 and 392; one row takes 105 and 65 GB/s, more than memory gives.
+//           Of a plain read of memory at 56 GB/s on two cores (2026-11-30) one row takes 101 % for int8 and
+//           92 % for the int4 of experts, panel by panel; by four panels at once 94 and 70 %
 //           one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), of its 414 GOP/s in vpmaddubsw: 512 rows 124
 //           int8, 190 int4. With the addition that each of them needs, vpmaddubsw and vpmaddwd issue 1.5
 //           times a cycle there and not twice: 292 GOP/s for int4 and 140 for int8, the ends of spans not
@@ -38,11 +41,11 @@ namespace octet::cpu {
 namespace {
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
-constexpr int kRows = 6, kCols = 2, kNarrowRows = 8;
+constexpr int kRows = 6, kCols = 2, kNarrowRows = 8, kStreams = 1;
 #elif defined(__AVX2__)
-constexpr int kRows = 4, kCols = 1, kNarrowRows = 4;
+constexpr int kRows = 4, kCols = 1, kNarrowRows = 4, kStreams = 4;
 #else
-constexpr int kRows = 1, kCols = 1, kNarrowRows = 1;
+constexpr int kRows = 1, kCols = 1, kNarrowRows = 1, kStreams = 1;
 #endif
 constexpr int64_t kFewRows = 3 * kNarrowRows;
 constexpr int64_t kGroup = 4;  // panels; 40 KB each at K = 2560
@@ -213,10 +216,10 @@ constexpr int chains_for(int outputs) {
   return std::max(1, kDotLatency / outputs);
 }
 
-// Panels that meet a tile of so many rows side by side. Each is a stream of its own, and several streams get
-// more out of memory than one; more rows leave no registers for it.
+// Panels that meet a tile of so many rows side by side, each a stream of its own: where a core gets more out
+// of memory by several streams than by one. More rows leave no registers for it.
 constexpr int streams_for(int64_t rows) {
-  return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+  return int(std::max<int64_t>(1, kStreams / rows));
 }
 
 template <class F, int cols, int... rows>
@@ -230,9 +233,9 @@ auto pick_few(int64_t num_rows, std::integer_sequence<int, rows...>) {
 template <class F>
 auto pick_few(int64_t num_rows, int64_t num_panels) {
   constexpr int one = streams_for(1), two = streams_for(2);
-  if (num_panels == one) return pick_few<F, one>(num_rows, std::make_integer_sequence<int, 1>());
+  if (num_panels == 1) return pick_few<F, 1>(num_rows, std::make_integer_sequence<int, kNarrowRows>());
   if (num_panels == two) return pick_few<F, two>(num_rows, std::make_integer_sequence<int, 2>());
-  return pick_few<F, 1>(num_rows, std::make_integer_sequence<int, kNarrowRows>());
+  return pick_few<F, one>(num_rows, std::make_integer_sequence<int, 1>());
 }
 
 template <class F, int cols, int... rows>

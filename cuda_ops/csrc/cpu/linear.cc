@@ -55,8 +55,8 @@ Status linear(DType x_type, const void* x, const WeightView& w, DType bias_type,
       block = converted;
     }
     for (int64_t i = 0; i < num_rows; ++i) rows[i] = block + i * form.row_bytes();
-    parallel_in_runs(ceil_div(n, width), [&](int64_t task) {
-      const int64_t first = task * width, cols = std::min(width, n - first);
+    const auto multiply = [&](int64_t panel) {
+      const int64_t first = panel * width, cols = std::min(width, n - first);
       float* sums = scratch<float>(Slot::outputs, size_t(kRowBlock * width));
       form.multiply(rows, num_rows, w, first, cols, sums, width);
       with_type(bias_type, [&](auto b) {
@@ -68,6 +68,9 @@ Status linear(DType x_type, const void* x, const WeightView& w, DType bias_type,
           }
         });
       });
+    };
+    parallel_in_runs(ceil_div(n, width), [&](int64_t begin_panel, int64_t end_panel) {
+      for (int64_t panel = begin_panel; panel < end_panel; ++panel) multiply(panel);
     });
   }
   return nullptr;

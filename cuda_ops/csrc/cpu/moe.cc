@@ -5,7 +5,9 @@
 //   bytes   each used expert once per kRowBlock of its rows   -> memory bound up to some tokens per expert
 //   flops   6 * M * k * H * width
 //   map     (token, slot) pairs sorted by expert; a task is one panel of weight rows for all rows of an
-//           expert, read through row pointers, so activations are never gathered
+//           expert, read through row pointers, so activations are never gathered. Where memory is the bound a
+//           thread takes runs of them, each as one stream of gate rows and one of up rows (two cores of an
+//           EPYC, Zen 4, 2026-11-30, one token: 52 GB/s of 56; 46 in streams of 64 rows by turns)
 //   needs   ids -1 or in [0, pools * E); M may be 0
 //   order   products as in dot_panel.h; the middle activation is rounded to T once (a matrix unit takes it
 //           so); the sum over j runs in routing order in fp32 and is rounded once
@@ -110,9 +112,22 @@ class Block {
   // Tasks of few rows take as long as their weights take to arrive, all the same; others differ.
   template <class Body>
   void run(const std::vector<Task>& tasks, Body body) const {
-    const bool are_alike = sorted_.largest() <= kMemoryBoundRows;
-    hand_out(int64_t(tasks.size()), are_alike ? HandOut::in_runs : HandOut::singly,
-             [&](int64_t i) { body(tasks[size_t(i)]); });
+    const int64_t count = int64_t(tasks.size());
+    if (sorted_.largest() > kMemoryBoundRows) {
+      return parallel_for(count, [&](int64_t i) { body(tasks[size_t(i)]); });
+    }
+    parallel_in_runs(count, [&](int64_t begin, int64_t end) {
+      while (begin < end) body(join_neighbours(tasks, begin, end));
+    });
+  }
+
+  // The first task of a run together with those that go on where it ends; `begin` moves behind them.
+  static Task join_neighbours(const std::vector<Task>& tasks, int64_t& begin, int64_t end) {
+    Task all = tasks[size_t(begin++)];
+    for (; begin < end && tasks[size_t(begin)].first_pair == all.first_pair; ++begin) {
+      all.num_rows += tasks[size_t(begin)].num_rows;
+    }
+    return all;
   }
 
   template <class Width, class Rows>
