@@ -70,7 +70,9 @@ class Sampler:
         params = [sequence.sampling for sequence in live]
         if self._kept is None or not _are_same(params, self._kept_params):
             self._kept, self._kept_params = self._parameters(params), params
-        changes = {"counters": np.array([sequence.num_output_tokens for sequence in live], np.int64)}
+        counters = np.array([sequence.num_output_tokens for sequence in live], np.int64)
+        self._device.write(self._kept.counters, counters)
+        changes = {}
         if any(_has_penalty(p) for p in params):
             changes["history"], changes["history_starts"] = _ragged([_history(s) for s in live])
             changes["num_prompt_tokens"] = np.array([s.num_prompt_tokens for s in live], np.int32)
@@ -79,7 +81,7 @@ class Sampler:
         if any(p.guide is not None for p in params):
             changes["row_bits"] = self._guides.row_bits(live)
         uploaded = {name: self._device.upload(array) for name, array in changes.items()}
-        return dataclasses.replace(self._kept, **uploaded)
+        return dataclasses.replace(self._kept, **uploaded) if uploaded else self._kept
 
     def _parameters(self, params: list[SamplingParams]) -> cuda_ops.SamplingBatch:
         """Rows without history and bans."""

@@ -115,7 +115,10 @@ class Device(Protocol):
         """
 
     def upload_all(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        """`upload` of several int32 arrays, which travel together where that is cheaper."""
+        """`upload` of several int32 arrays, which travel together where that is cheaper.
+
+        The tensors may be those of the call before, overwritten: what follows a call needs only its own.
+        """
 
     def write(self, tensor: Tensor, array: np.ndarray) -> None:
         """Overwrite `tensor`, contiguous and of the array's shape, in place; converts as `upload` does.

@@ -79,6 +79,7 @@ class HostDevice(Device):
         self.world = world
         self.slowest_flops = 5e9
         self._group = group
+        self._uploaded: dict[int, tuple[np.ndarray, Tensor]] = {}  # by upload_all: memory and its tensor
 
     def enter_thread(self) -> None:
         pass
@@ -86,7 +87,20 @@ class HostDevice(Device):
     # memory and copies --------------------------------------------------------------------------------
 
     def upload_all(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        return [self.upload(array) for array in arrays]
+        return [self._overwrite(place, host_array(array, "int32")) for place, array in enumerate(arrays)]
+
+    def _overwrite(self, place: int, array: np.ndarray) -> Tensor:
+        """The tensor of the last call where it has the right shape: making one takes longer than all else."""
+        if not array.size:
+            return self.upload(array)
+        memory, tensor = self._uploaded.get(place, (None, None))
+        if memory is None or memory.shape != array.shape:
+            memory = array.copy()
+            tensor = self.adopt(memory, "int32")
+            self._uploaded[place] = memory, tensor
+        else:
+            memory[...] = array
+        return tensor
 
     def write(self, tensor: Tensor, array: np.ndarray) -> None:
         if list(array.shape) != list(tensor.shape) or not tensor.is_contiguous():

@@ -57,13 +57,6 @@ class PaddleCpu(HostDevice):
     def upload(self, array: np.ndarray, dtype: DtypeName | None = None) -> Tensor:
         return paddle.to_tensor(host_array(array, dtype))  # uint16 becomes bf16
 
-    def upload_all(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        """A NumPy copy that Paddle adopts costs half of what Paddle's own does; a decode step makes eight."""
-        return [
-            paddle.from_dlpack(host_array(array, "int32").copy()) if array.size else self.upload(array)
-            for array in arrays
-        ]
-
     def adopt(self, array: np.ndarray, dtype: DtypeName) -> Tensor:
         if array.dtype != HOST_TYPES[dtype]:
             raise TypeError(f"cannot take {array.dtype} for {dtype}")

@@ -15,8 +15,10 @@ from workers.device.base import Device, DtypeName, Tensor
 @dataclass(slots=True)
 class _Buffer:
     memory: Tensor  # [capacity]
-    shape: tuple[int, ...]  # of the last use
-    view: Tensor
+    views: dict[tuple[int, ...], Tensor]  # by shape, of the last uses
+
+
+_MOST_VIEWS = 8  # a name has few shapes in one step, and others in a step of another size
 
 
 class Workspace:
@@ -29,15 +31,16 @@ class Workspace:
     def take(self, name: str, shape: tuple[int, ...], dtype: DtypeName) -> Tensor:
         """The buffer `name` seen with this shape; its content is arbitrary."""
         buffer = self._buffers.get((name, dtype))
-        if buffer is not None and buffer.shape == shape:
-            return buffer.view
+        if buffer is not None and shape in buffer.views:
+            return buffer.views[shape]
         size = prod(shape)
-        memory = buffer.memory if buffer is not None and buffer.memory.shape[0] >= size else None
-        if memory is None:
+        if buffer is None or buffer.memory.shape[0] < size:
+            buffer = None
             self._buffers.pop((name, dtype), None)  # free it before taking more
-            memory = self._device.empty((size,), dtype)
-        view = self._device.view(memory[:size], shape)
-        self._buffers[name, dtype] = _Buffer(memory, shape, view)
+            buffer = self._buffers[name, dtype] = _Buffer(self._device.empty((size,), dtype), {})
+        if len(buffer.views) == _MOST_VIEWS:
+            buffer.views.clear()
+        view = buffer.views[shape] = self._device.view(buffer.memory[:size], shape)
         return view
 
     def clear(self) -> None:
