@@ -2,10 +2,10 @@
 
 Method        A3B-8L: the ERNIE-4.5-21B-A3B preset cut to 8 layers, random weights, through the workers'
               Runner in this process, one rank: everything a step does but the engine. Prompts are random
-              tokens, sampling is greedy. Rounds of all measurements follow one another, so that a busy moment
-              hits all of them; the best and the median of the rounds are reported. A decode step counts as
-              the best of a few that follow one another, with --busy as their mean. The arithmetic peak and
-              the read bandwidth are those of cpu_limits.py.
+              tokens, sampling is greedy, without log-probabilities. Rounds of all measurements follow one
+              another, so that a busy moment hits all of them; the best and the median of the rounds are
+              reported. A decode step counts as the best of a few that follow one another, with --busy as
+              their mean. The arithmetic peak and the read bandwidth are those of cpu_limits.py.
 Busy          --busy N runs N processes beside it that only count: what is left to a server that shares its
               cores. In proportion would be threads / (threads + N).
 Peer          where llama-cpp-python and gguf are installed (pip install -e '.[bench]'), llama.cpp on a random
@@ -42,7 +42,7 @@ import numpy as np
 import cuda_ops
 from cuda_ops import Weight, build
 from engine.config import ServerConfig
-from engine.messages import StepPlan, StepResult
+from engine.messages import SamplingParams, StepPlan, StepResult
 from engine.model_config import ModelConfig, read_model_config
 from engine.model_source import preset_file
 from tests.bench.cpu_limits import ReadBandwidth, int8_peak
@@ -62,6 +62,7 @@ PROMPT = 512  # tokens of the prefill that is timed
 DECODED_STEPS = 8  # per round and batch
 BUSY_STEPS = 24  # some time slices of the scheduler
 BATCHES = (1, 8, 16)
+GREEDY = SamplingParams(max_tokens=1 << 20, temperature=0.0)
 
 
 class OneRank:
@@ -230,7 +231,7 @@ def decode(driver: Driver, seq_ids: list[int]) -> float:
 
 
 def prefill(driver: Driver, numpy: np.random.Generator) -> float:
-    seq_id = driver.add(random_prompt(numpy, PROMPT))
+    seq_id = driver.add(random_prompt(numpy, PROMPT), GREEDY)
     seconds = seconds_of(lambda: driver.step({seq_id: PROMPT}))
     driver.drop(seq_id)
     return seconds
@@ -240,7 +241,7 @@ def make_measurements(rank: OneRank, is_busy: bool) -> list[Measurement]:
     driver, numpy = Driver(rank), np.random.default_rng(1)  # type: ignore[arg-type]
     made, steps = [], BUSY_STEPS if is_busy else DECODED_STEPS
     for batch in BATCHES:
-        seq_ids = [driver.add(random_prompt(numpy, 32)) for _ in range(batch)]
+        seq_ids = [driver.add(random_prompt(numpy, 32), GREEDY) for _ in range(batch)]
         driver.generate(seq_ids, 2)
         with TouchedExperts() as touched:
             driver.step(dict.fromkeys(seq_ids, 1))
