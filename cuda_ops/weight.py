@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from cuda_ops.tensor import Tensor
@@ -39,11 +40,11 @@ class Weight:
         if self.kind not in KIND_INDEX:
             raise ValueError(f"Weight.kind is {self.kind!r}; it must be one of {', '.join(KIND_INDEX)}")
 
-    @property
+    @cached_property
     def out_features(self) -> int:
         return int(self.data.shape[-2])
 
-    @property
+    @cached_property
     def in_features(self) -> int:
         return int(self.data.shape[-1]) * (2 if self.kind == "int4" else 1)
 
@@ -53,7 +54,7 @@ class Weight:
         scales = 0 if self.scales is None else 2 * math.prod(self.scales.shape)
         return int(_BYTES[self.kind] * math.prod(self.data.shape) + scales)
 
-    @property
+    @cached_property
     def arguments(self) -> tuple[int, Any, Any, int]:
         """What the compiled ops take for a weight: kind index, data, scales, group."""
         index = KIND_INDEX[self.kind] + (_PACKED_INDEX if self.is_packed else 0)

@@ -67,7 +67,7 @@ class Batch:
             **tensors,
             num_tokens=len(host.token_ids),
             num_samples=len(host.sample_rows),
-            num_pairs=int(np.diff(host.query_starts).astype(np.int64) @ host.kv_lens.astype(np.int64)),
+            num_pairs=int((host.query_starts[1:] - host.query_starts[:-1]) @ host.kv_lens.astype(np.int64)),
         )
 
 
@@ -134,7 +134,8 @@ def _positions(
 ) -> np.ndarray:
     """[3, M]: generated tokens by their index alone, all at once; prompts by slices of theirs."""
     delta = np.array([sequence.positions.delta for sequence in live], np.int32)
-    positions = np.tile(index + delta[row], (3, 1))
+    positions = np.empty((3, len(index)), np.int32)
+    positions[:] = index + delta[row]
     for i, sequence in enumerate(live):
         if sequence.num_computed_tokens < sequence.positions.num_known:
             chunk = positions[:, query_starts[i] : query_starts[i + 1]]

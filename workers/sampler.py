@@ -70,8 +70,10 @@ class Sampler:
         params = [sequence.sampling for sequence in live]
         if self._kept is None or not _are_same(params, self._kept_params):
             self._kept, self._kept_params = self._parameters(params), params
-        counters = np.array([sequence.num_output_tokens for sequence in live], np.int64)
-        self._device.write(self._kept.counters, counters)
+        counts = np.array([sequence.num_output_tokens for sequence in live], np.int64)
+        counters = self._device.upload_again("sampler.counters", counts)
+        if self._kept.counters is not counters:
+            self._kept = dataclasses.replace(self._kept, counters=counters)
         changes = {}
         if any(_has_penalty(p) for p in params):
             changes["history"], changes["history_starts"] = _ragged([_history(s) for s in live])

@@ -120,6 +120,9 @@ class Device(Protocol):
         The tensors may be those of the call before, overwritten: what follows a call needs only its own.
         """
 
+    def upload_again(self, name: str, array: np.ndarray) -> Tensor:
+        """`upload` of what every step has under this name, perhaps over the tensor of the step before."""
+
     def write(self, tensor: Tensor, array: np.ndarray) -> None:
         """Overwrite `tensor`, contiguous and of the array's shape, in place; converts as `upload` does.
 

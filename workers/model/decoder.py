@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import cuda_ops
+from engine.model_config import ModelConfig
 from workers.batch import Batch
 from workers.device.base import Tensor
 from workers.kv_cache import KvCache
@@ -39,6 +40,7 @@ class Decoder:
         self._rope = Rope(context)
         self._attention = Attention(context)
         self._mlp = Mlp(context)
+        self._token_flops = [token_flops(context.model, index) for index in range(len(weights.layers))]
         self._shard_order: dict[int, Tensor] = {}  # rows of gathered logits, by number of samples
 
     def run(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> Tensor | None:
@@ -47,6 +49,7 @@ class Decoder:
         Logits are [num_samples, padded vocabulary] fp32 on rank 0 and None elsewhere.
         """
         context, eps, layers = self._context, self._context.model.rms_norm_eps, self._weights.layers
+        pair_flops = 4.0 * context.model.num_heads * context.model.head_dim
         residual = self._embed(batch, media)
         self._attention.begin(batch, kv)
         cos_sin = self._rope.angles(batch.positions)
@@ -54,7 +57,7 @@ class Decoder:
         out = context.take("decoder.out", *residual.shape)
         cuda_ops.rms_norm(residual, layers[0].input_norm, eps, x)
         for index, layer in enumerate(layers):
-            context.begin_work(self._layer_flops(batch, index))
+            context.begin_work(batch.num_tokens * self._token_flops[index] + batch.num_pairs * pair_flops)
             if index > 0:
                 context.device.all_reduce_add_rms_norm(out, residual, layer.input_norm, eps, x)
             self._attention.run(layer, x, batch, cos_sin, kv.layers[index], out)
@@ -63,17 +66,6 @@ class Decoder:
         if batch.sample_rows is None:
             return None
         return self._logits(out, residual, batch.sample_rows, batch.num_samples)
-
-    def _layer_flops(self, batch: Batch, index: int) -> float:
-        """Operations of one layer, over all ranks."""
-        model = self._context.model
-        attention = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim * model.hidden_size
-        width = model.intermediate_size
-        if model.is_moe_layer(index):
-            num_active = model.moe_top_k + (model.num_shared_experts or 0)
-            width = num_active * max(model.moe_intermediate_sizes)
-        linear = 2.0 * batch.num_tokens * (attention + 3 * model.hidden_size * width)
-        return linear + 4.0 * batch.num_pairs * model.num_heads * model.head_dim
 
     def _embed(self, batch: Batch, media: list[MediaRows]) -> Tensor:
         """Word embeddings, with placeholders overwritten by the media's features."""
@@ -117,3 +109,13 @@ class Decoder:
         rows = context.device.view(parts, (world * num_samples, columns))
         gather_rows(rows, self._shard_order[num_samples], shards)
         return whole
+
+
+def token_flops(model: ModelConfig, index: int) -> float:
+    """Operations of a layer's products for one token, over all ranks."""
+    attention = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim * model.hidden_size
+    width = model.intermediate_size
+    if model.is_moe_layer(index):
+        num_active = model.moe_top_k + (model.num_shared_experts or 0)
+        width = num_active * max(model.moe_intermediate_sizes)
+    return 2.0 * (attention + 3 * model.hidden_size * width)
