@@ -18,7 +18,7 @@ namespace octet {
 namespace {
 
 constexpr int kSpins = 200;  // some microseconds
-constexpr std::chrono::microseconds kPatience{200};
+constexpr std::chrono::microseconds kPatience{1000};  // a server's next step comes within
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -97,8 +97,8 @@ class Pool {
   void take_tasks() {
     int64_t first = next_task_.load(std::memory_order_relaxed);
     while (first < num_tasks_) {
-      const int64_t half_share = how_ == HandOut::singly ? 1 : (num_tasks_ - first) / (2 * size());
-      const int64_t end = first + (half_share > 1 ? half_share : 1);
+      const int64_t share = how_ == HandOut::singly ? 1 : 3 * (num_tasks_ - first) / (4 * size());
+      const int64_t end = first + (share > 1 ? share : 1);
       if (!next_task_.compare_exchange_weak(first, end, std::memory_order_relaxed)) continue;
       body_(context_, first, end);
       first = next_task_.load(std::memory_order_relaxed);
