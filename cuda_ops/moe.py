@@ -40,18 +40,23 @@ def moe_experts(
     expert_weights: Tensor,
     pools: Sequence[tuple[Weight, Weight]] | Sequence[tuple[TiledWeight, TiledWeight]],
     out: Tensor,
+    shared: tuple[Weight | TiledWeight, Weight | TiledWeight] | None = None,
 ) -> None:
-    """Write sum over j of expert_weights[:, j] * down(silu(gate x) * up x) into out.
+    """Write sum over j of expert_weights[:, j] * down(silu(gate x) * up x), + the shared expert, into out.
 
     x, out [M, H] fp32|bf16 of one type · expert_ids [M, k] int32, pool * E + e or -1 · expert_weights [M, k]
     fp32 · pools: per pool (up_gate Weight [E, 2*width, H], gate rows first; down Weight [E, H, width]); E is
-    common, widths and formats may differ. silu(gate) * up is rounded to x's type; with
-    quantised weights x and it become int8 as in `linear`. The sum over j runs in routing order in fp32 and is
-    rounded once. A row whose ids are all -1 becomes zeros.
-    On a GPU: x bf16, weights tiled (up_gate gated) of one kind, a workspace of moe_workspace_bytes.
+    common, widths and formats may differ · shared (up_gate [2*width, H], down [H, width]), which all tokens
+    use with weight 1. silu(gate) * up is rounded to x's type; with quantised weights x and it become int8 as
+    in `linear`. The sum over j runs in routing order, then comes the shared expert, in fp32 and is rounded
+    once. A row whose ids are all -1 has the shared expert's answer, or zeros.
+    On a GPU: x bf16, weights tiled (up_gate gated) of one kind, a workspace of moe_workspace_bytes; no shared
+    expert.
     """
-    weights: list[Any] = [weight for pool in pools for weight in pool]
+    weights: list[Any] = [weight for pool in (*pools, *([shared] if shared else [])) for weight in pool]
     if isinstance(weights[0], TiledWeight):
+        if shared is not None:
+            raise ValueError("moe_experts takes no shared expert on a GPU; use linear for it")
         device_library.moe_experts_tiled(
             x,
             expert_ids,
@@ -72,6 +77,7 @@ def moe_experts(
         [weight.data if weight.scales is None else weight.scales for weight in weights],
         [weight.arguments[0] for weight in weights],
         [weight.group for weight in weights],
+        shared is not None,
         out,
     )
 

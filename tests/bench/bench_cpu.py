@@ -109,8 +109,8 @@ class TouchedExperts:
     def __exit__(self, *error: object) -> None:
         cuda_ops.moe_experts = self._op
 
-    def _count(self, x: Any, ids: Any, routing: Any, pools: Any, out: Any) -> None:
-        self._op(x, ids, routing, pools, out)
+    def _count(self, x: Any, ids: Any, routing: Any, pools: Any, out: Any, shared: Any = None) -> None:
+        self._op(x, ids, routing, pools, out, shared)
         num_experts = int(pools[0][0].data.shape[0])
         for expert in np.unique(np.asarray(ids.numpy())):
             if expert >= 0:

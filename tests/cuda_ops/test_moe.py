@@ -38,9 +38,23 @@ def make_pools(rand, num_experts, hidden, widths, kind, group=8):
     return pools, matrices
 
 
-def run_experts(x, ids, weights, pools, dtype="float32"):
+def make_shared(rand, hidden, width, kind, group=8):
+    """The same of one expert that is no part of a stack."""
+    up_gate, up_gate_matrix = make_weight(rand, kind, 2 * width, hidden, group)
+    down, down_matrix = make_weight(rand, kind, hidden, width, group)
+    return (up_gate, down), (up_gate_matrix, down_matrix)
+
+
+def spans_of(expert, dtype):
+    """Of the int8 form of x and of the middle activation; 0 where they stay as they are."""
+    return [
+        references.int8_span(weight.kind, weight.group) if dtype == "bfloat16" else 0 for weight in expert
+    ]
+
+
+def run_experts(x, ids, weights, pools, dtype="float32", shared=None):
     out = unwritten(x.shape, dtype)
-    cuda_ops.moe_experts(tensor(x, dtype), ids, weights, pools, out)
+    cuda_ops.moe_experts(tensor(x, dtype), ids, weights, pools, out, shared)
     return read(out)
 
 
@@ -101,22 +115,44 @@ def test_moe_experts_matches_numpy_for_two_pools_of_different_width(rand, kind, 
     assert (out[token_types < 0] == 0).all()
 
 
+@pytest.mark.parametrize("kind,shared_kind", [("int4", "int8"), ("int8", "bfloat16"), ("float32", "float32")])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 7, 70])
+def test_every_token_has_the_shared_expert_too_even_an_inert_one(rand, kind, shared_kind, dtype, m):
+    num_experts, hidden, width = 4, 128, 64
+    pools, matrices = make_pools(rand, num_experts, hidden, (width,), kind, 64)
+    shared, shared_matrices = make_shared(rand, hidden, 3 * width, shared_kind, 64)
+    x = rand.normal(m, hidden) * 0.3
+    ids = np.argsort(rand.normal(m, num_experts))[:, :2].astype(np.int32)
+    ids[-1] = -1
+    weights = rand.numpy.uniform(0.1, 1.0, (m, 2)).astype(np.float32)
+    out = run_experts(x, ids, weights, pools, dtype, shared)
+    values = values_of(x, dtype)
+    expected = references.moe_experts(values, ids, weights, matrices, [spans_of(pools[0], dtype)])
+    expected += references.moe_experts(
+        values, np.zeros((m, 1), np.int32), np.ones((m, 1)), [tuple(part[None] for part in shared_matrices)],
+        [spans_of(shared, dtype)],
+    )  # fmt: skip
+    assert_close(out, expected, 4 * allowed(dtype, expected, hidden), f"{kind} and {shared_kind}, {dtype}")
+
+
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hidden,widths,group", [(32, (24, 8), 8), (128, (160, 96), 32)])
 def test_a_token_has_the_same_bits_alone_and_among_many(rand, kind, dtype, hidden, widths, group):
     m, num_experts = 40, 3
     pools, _ = make_pools(rand, num_experts, hidden, widths, kind, group)
+    shared, _ = make_shared(rand, hidden, 2 * widths[0], "int8")
     x = rand.normal(m, hidden)
     ids = np.argsort(rand.normal(m, 2 * num_experts))[:, :2].astype(np.int32)
     weights = rand.numpy.uniform(0.1, 1.0, (m, 2)).astype(np.float32)
     cuda_ops.set_num_threads(3)
     try:
-        together = run_experts(x, ids, weights, pools, dtype)
+        together = run_experts(x, ids, weights, pools, dtype, shared)
     finally:
         cuda_ops.set_num_threads(1)
     for i in (0, 1, 17, 39):
-        alone = run_experts(x[i : i + 1], ids[i : i + 1], weights[i : i + 1], pools, dtype)
+        alone = run_experts(x[i : i + 1], ids[i : i + 1], weights[i : i + 1], pools, dtype, shared)
         assert_same_bits(alone[0], together[i], f"token {i}")
 
 

@@ -1,7 +1,7 @@
 """Feed-forward layers: dense SwiGLU, and experts in two disjoint pools (specification section 3.5).
 
 A token uses the experts of its own pool only. Routed and shared experts are summed on the rank, so that
-each layer needs one all-reduce, which the decoder makes.
+each layer needs one all-reduce, which the decoder makes; on a CPU one op computes them all.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ class Mlp:
         cuda_ops.route_experts(
             x, weights.router, weights.bias, token_types, model.moe_top_k, model.moe_norm_min, ids, routing
         )
+        shared = weights.shared
+        if shared is not None and not context.device.is_gpu:
+            cuda_ops.moe_experts(x, ids, routing, weights.pools, out, (shared.up_gate, shared.down))
+            return
         cuda_ops.moe_experts(x, ids, routing, weights.pools, out)
-        if weights.shared is not None:
-            shared = context.take("moe.shared", *out.shape)
-            self._dense(weights.shared, x, shared)
-            context.device.add(out, shared)
+        if shared is not None:
+            answer = context.take("moe.shared", *out.shape)
+            self._dense(shared, x, answer)
+            context.device.add(out, answer)

@@ -26,32 +26,37 @@ void route_experts(TensorView x, TensorView router, TensorView bias, TensorView 
                                 data_of<float>(expert_weights), M, {P, E, H, k}));
 }
 
-// `weights` holds, for each pool, up_gate then down; plain kinds repeat their data where scales would be.
+// Arrays hold, for each pool and then for the shared expert, up_gate then down; plain kinds repeat their data
+// where scales would be.
 void moe_experts(TensorView x, TensorView expert_ids, TensorView expert_weights, Array<Tensor> data,
-                 Array<Tensor> scales, Array<int64_t> kinds, Array<int64_t> groups, TensorView out) {
+                 Array<Tensor> scales, Array<int64_t> kinds, Array<int64_t> groups, bool has_shared,
+                 TensorView out) {
   Checks check("moe_experts");
   Dim M("M"), H("H"), E("E"), k("k");
   check(x, "x", {&M, &H}, kActivation)(out, "out", {&M, &H}, kActivation);
   check(expert_ids, "expert_ids", {&M, &k}, kInt32)(expert_weights, "expert_weights", {&M, &k}, kFloat32);
   check.same_type(x, "x", out, "out");
-  const auto weight = [&](size_t i, const std::string& name, Dim& rows, Dim& columns) {
+  const auto weight = [&](size_t i, const std::string& name, Dim* stack, Dim& rows, Dim& columns) {
     const bool has_scales = kinds[i] >= int64_t(WeightKind::int8);  // packed kinds are larger still
     const Optional<TensorView> scale =
         has_scales ? Optional<TensorView>(TensorView(scales[i])) : std::nullopt;
-    return check_weight(check, name.c_str(), kinds[i], TensorView(data[i]), scale, groups[i], &E, rows,
+    return check_weight(check, name.c_str(), kinds[i], TensorView(data[i]), scale, groups[i], stack, rows,
                         columns);
   };
   std::vector<cpu::ExpertPool> pools;
   for (size_t i = 0; i < size_t(data.size()); i += 2) {
-    const std::string name = "pools[" + std::to_string(i / 2) + "]";
+    const bool is_shared = has_shared && i + 2 == size_t(data.size());
+    const std::string name = is_shared ? "shared" : "pools[" + std::to_string(i / 2) + "]";
+    Dim* const stack = is_shared ? nullptr : &E;
     Dim width("width");
-    const WeightView down = weight(i + 1, name + ".down", H, width);
+    const WeightView down = weight(i + 1, name + ".down", stack, H, width);
     Dim both("2*width", 2 * width);
-    pools.push_back({weight(i, name + ".up_gate", both, H), down});
+    pools.push_back({weight(i, name + ".up_gate", stack, both, H), down});
   }
-  check.require(!pools.empty(), "pools must hold at least one pool");
+  const int64_t num_pools = int64_t(pools.size()) - has_shared;
+  check.require(num_pools > 0, "pools must hold at least one pool");
   check.done(cpu::moe_experts(dtype_of(x), data_of(x), data_of<int32_t>(expert_ids),
-                              data_of<float>(expert_weights), pools.data(), int64_t(pools.size()), E,
+                              data_of<float>(expert_weights), pools.data(), num_pools, E, has_shared,
                               data_of(out), M, H, k));
 }
 

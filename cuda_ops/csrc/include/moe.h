@@ -26,9 +26,10 @@ struct ExpertPool {
   int64_t width() const { return down.in_features; }
 };
 
-// out[i] = sum over j in routing order of expert_weights[i, j] * expert(expert_ids[i, j])(x[i])
+// out[i] = sum over j in routing order of expert_weights[i, j] * expert(expert_ids[i, j])(x[i]), +
+// shared(x[i]) pools [num_pools], and behind them the shared expert, a pool of one, where has_shared
 Status moe_experts(DType type, const void* x, const int32_t* expert_ids, const float* expert_weights,
-                   const ExpertPool* pools, int64_t num_pools, int64_t experts_per_pool, void* out, int64_t m,
-                   int64_t h, int64_t top_k);
+                   const ExpertPool* pools, int64_t num_pools, int64_t experts_per_pool, bool has_shared,
+                   void* out, int64_t m, int64_t h, int64_t top_k);
 
 }  // namespace octet::cpu
