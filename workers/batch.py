@@ -110,15 +110,13 @@ def _check_chunks(
     live: Sequence[LiveSequence], counts: np.ndarray, kv_lens: np.ndarray, block_size: int
 ) -> None:
     """Catch a plan that would read tokens or write slots which do not exist."""
-    known = np.array([len(sequence.tokens) for sequence in live])
-    room = np.array([len(sequence.block_table) for sequence in live]) * block_size
-    wrong = (counts <= 0) | (kv_lens > known) | (kv_lens > room)
-    if wrong.any():
-        i = int(np.argmax(wrong))
-        raise EngineError(
-            f"the plan computes {counts[i]} tokens of sequence {live[i].seq_id} up to {kv_lens[i]}, "
-            f"but it has {known[i]} tokens and blocks for {room[i]}"
-        )
+    for sequence, count, end in zip(live, counts.tolist(), kv_lens.tolist(), strict=True):
+        known, room = len(sequence.tokens), len(sequence.block_table) * block_size
+        if count <= 0 or end > known or end > room:
+            raise EngineError(
+                f"the plan computes {count} tokens of sequence {sequence.seq_id} up to {end}, "
+                f"but it has {known} tokens and blocks for {room}"
+            )
 
 
 def _block_tables(live: Sequence[LiveSequence], kv_lens: np.ndarray, block_size: int) -> np.ndarray:

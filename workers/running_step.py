@@ -90,7 +90,7 @@ class RunningStep:
     def result(self) -> StepResult:
         """To be asked for once. Raises EngineError when a row's logits were no numbers."""
         ids = self.settle()
-        if (ids < 0).any():
+        if min(ids.tolist(), default=0) < 0:
             seq_id = self._sampled[int(np.argmax(ids < 0))].seq_id
             raise EngineError(f"the logits of sequence {seq_id} are not numbers; are the weights damaged?")
         return StepResult(
