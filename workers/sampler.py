@@ -23,6 +23,19 @@ from workers.running_step import Details
 from workers.sequences import LiveSequence
 
 
+@dataclasses.dataclass(slots=True)
+class _Rows:
+    """What the rows of a step want, kept as long as the same sequences come."""
+
+    params: list[SamplingParams]
+    batch: cuda_ops.SamplingBatch
+    num_top: int  # most likely tokens to tell, the most that any row wants
+    wants_logprobs: bool
+    has_penalty: bool
+    has_min_tokens: bool
+    has_guide: bool
+
+
 class Sampler:
     """Knows which ids may ever be generated, and samples the rows of a step."""
 
@@ -43,47 +56,60 @@ class Sampler:
         self._eos_token_ids = model.eos_token_ids
         self._allowed_bits = device.upload(allowed_bits(model, padded_vocab_size, num_token_ids))
         self._guides = Guides(vocabulary_file, padded_vocab_size)
-        self._kept: cuda_ops.SamplingBatch | None = None
-        self._kept_params: list[SamplingParams] = []  # of the rows of _kept
+        self._kept: _Rows | None = None
 
     def reads_tokens(self, live: Sequence[LiveSequence]) -> bool:
         """Whether `sample` looks at the ids of earlier tokens, which then have to be known."""
-        return any(_has_penalty(s.sampling) or s.sampling.guide is not None for s in live)
+        rows = self._rows_of(live)
+        return rows.has_penalty or rows.has_guide
 
     def sample(self, logits: Tensor, live: Sequence[LiveSequence], token_ids: Tensor) -> Details | None:
         """One token per row of logits [S, V] fp32 (overwritten) into token_ids [S] int32; -1: no numbers.
 
         Returns the log-probabilities if any row wants some.
         """
-        take, rows = self._workspace.take, len(live)
-        num_top = max(max(sequence.sampling.num_logprobs, 0) for sequence in live)
-        logprobs = take("logprobs", (rows,), "float32")
-        top_ids = take("top_ids", (rows, num_top), "int32")
-        top_logprobs = take("top_logprobs", (rows, num_top), "float32")
-        cuda_ops.sample_tokens(logits, self._batch(live), token_ids, logprobs, top_ids, top_logprobs)
-        if all(sequence.sampling.num_logprobs < 0 for sequence in live):
+        take, rows = self._workspace.take, self._rows_of(live)
+        logprobs = take("logprobs", (len(live),), "float32")
+        top_ids = take("top_ids", (len(live), rows.num_top), "int32")
+        top_logprobs = take("top_logprobs", (len(live), rows.num_top), "float32")
+        cuda_ops.sample_tokens(logits, self._batch(rows, live), token_ids, logprobs, top_ids, top_logprobs)
+        if not rows.wants_logprobs:
             return None
         return Details(*map(self._device.download_later, (logprobs, top_ids, top_logprobs)))
 
-    def _batch(self, live: Sequence[LiveSequence]) -> cuda_ops.SamplingBatch:
-        """What the op needs; the part that only changes with the set of sequences is kept between steps."""
+    def _rows_of(self, live: Sequence[LiveSequence]) -> _Rows:
         params = [sequence.sampling for sequence in live]
-        if self._kept is None or not _are_same(params, self._kept_params):
-            self._kept, self._kept_params = self._parameters(params), params
+        if self._kept is None or not _are_same(params, self._kept.params):
+            self._kept = self._rows(params)
+        return self._kept
+
+    def _rows(self, params: list[SamplingParams]) -> _Rows:
+        return _Rows(
+            params,
+            self._parameters(params),
+            num_top=max((max(p.num_logprobs, 0) for p in params), default=0),
+            wants_logprobs=any(p.num_logprobs >= 0 for p in params),
+            has_penalty=any(map(_has_penalty, params)),
+            has_min_tokens=any(p.min_tokens for p in params),
+            has_guide=any(p.guide is not None for p in params),
+        )
+
+    def _batch(self, rows: _Rows, live: Sequence[LiveSequence]) -> cuda_ops.SamplingBatch:
+        """What the op needs of this step."""
         counts = np.array([sequence.num_output_tokens for sequence in live], np.int64)
         counters = self._device.upload_again("sampler.counters", counts)
-        if self._kept.counters is not counters:
-            self._kept = dataclasses.replace(self._kept, counters=counters)
+        if rows.batch.counters is not counters:
+            rows.batch = dataclasses.replace(rows.batch, counters=counters)
         changes = {}
-        if any(_has_penalty(p) for p in params):
+        if rows.has_penalty:
             changes["history"], changes["history_starts"] = _ragged([_history(s) for s in live])
             changes["num_prompt_tokens"] = np.array([s.num_prompt_tokens for s in live], np.int32)
-        if any(p.min_tokens for p in params):
+        if rows.has_min_tokens:
             changes["banned"], changes["banned_starts"] = _ragged([self._banned(s) for s in live])
-        if any(p.guide is not None for p in params):
+        if rows.has_guide:
             changes["row_bits"] = self._guides.row_bits(live)
         uploaded = {name: self._device.upload(array) for name, array in changes.items()}
-        return dataclasses.replace(self._kept, **uploaded) if uploaded else self._kept
+        return dataclasses.replace(rows.batch, **uploaded) if uploaded else rows.batch
 
     def _parameters(self, params: list[SamplingParams]) -> cuda_ops.SamplingBatch:
         """Rows without history and bans."""
