@@ -17,7 +17,7 @@
 namespace octet {
 namespace {
 
-constexpr int kSpins = 200;  // some microseconds
+constexpr int kSpins = 200;                           // some microseconds
 constexpr std::chrono::microseconds kPatience{1000};  // a server's next step comes within
 
 inline void relax() {
