@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 from cuda_ops.ffi import import_tvm_ffi
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class Library:
@@ -20,6 +23,26 @@ class Library:
         function = getattr(_module(), name)
         setattr(self, name, function)  # the next look-up does not come here
         return function  # type: ignore[no-any-return]
+
+    def record(self, work: Callable[[], None]) -> list[Call]:
+        """Do `work`; returns the calls of ops that this thread made, which must have been made before."""
+        calls: list[Call] = []
+        thread, functions = get_ident(), dict(vars(self))
+
+        def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                if get_ident() == thread:
+                    calls.append((function, arguments))
+                return function(*arguments)
+
+            return call
+
+        vars(self).update({name: recorded(function) for name, function in functions.items()})
+        try:
+            work()
+        finally:
+            vars(self).update(functions)
+        return calls
 
 
 @cache

@@ -58,6 +58,11 @@ class Batch:
     # On a GPU: pieces of attention's work in sequences of few and of many queries (cuda_ops.attention_tasks).
     attention_tasks: tuple[int, int] = (0, 0)
 
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """All of them, in order."""
+        return [getattr(self, name) for name in _ARRAYS]
+
     @classmethod
     def upload(cls, host: HostBatch, device: Device) -> Batch:
         tensors = dict(zip(_ARRAYS, device.upload_all(list(host.arrays.values())), strict=True))
@@ -87,8 +92,10 @@ def build_batch(
     kv_lens = first + counts
     _check_chunks(live, counts, kv_lens, block_size)
 
-    row = np.repeat(np.arange(len(chunks)), counts)  # of each token: its chunk
-    index = np.arange(query_starts[-1], dtype=np.int32) + (first - query_starts[:-1])[row]  # in its sequence
+    row, index = np.arange(len(chunks)), first  # of each token: its chunk, and its place in the sequence
+    if query_starts[-1] > len(chunks):
+        row = np.repeat(row, counts)
+        index = np.arange(query_starts[-1], dtype=np.int32) + (first - query_starts[:-1])[row]
     token_ids = np.concatenate(
         [s.tokens.view()[s.num_computed_tokens : end] for s, end in zip(live, kv_lens.tolist(), strict=True)]
     )

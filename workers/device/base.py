@@ -189,10 +189,10 @@ class Device(Protocol):
     # recorded work ------------------------------------------------------------------------------------
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Record what `work` issues, which is not done now. GPU only.
+        """Record what `work` issues, which a GPU does not do now and a CPU does.
 
         `work` may neither upload, download nor wait, and must have run before, so that all memory it takes
-        is there.
+        is there. A CPU records calls of ops alone, so not what ranks do together.
         """
 
     # collectives: see Group; with one rank they do nothing (all_gather copies) ----------------------------

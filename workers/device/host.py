@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import cuda_ops
-from workers.device.base import BYTES_PER_ELEMENT, Activation, Device, DtypeName, Graph, Group, Tensor
+from cuda_ops.library import Call, library
+from workers.device.base import BYTES_PER_ELEMENT, Activation, Device, DtypeName, Group, Tensor
 from workers.device.bfloat16 import HOST_TYPES, float32_from_bits, host_array
 
 if TYPE_CHECKING:
@@ -55,6 +56,17 @@ class Arrived:
         return self.array
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedCalls:
+    """Calls of ops; implements workers.device.base.Graph."""
+
+    calls: list[Call]
+
+    def replay(self) -> None:
+        for function, arguments in self.calls:
+            function(*arguments)
+
+
 class PlainStore:
     """Memory that the system gives when it is first used; implements workers.device.base.HostStore."""
 
@@ -86,6 +98,7 @@ class HostDevice(Device):
         self.slowest_flops = 5e9
         self._group = group
         self._uploaded: dict[str, tuple[np.ndarray, Tensor]] = {}  # by upload_again: memory and its tensor
+        self._downloaded: tuple[Tensor, np.ndarray] | None = None  # the last tensor, and its memory
 
     def enter_thread(self) -> None:
         pass
@@ -118,7 +131,10 @@ class HostDevice(Device):
         return float32_from_bits(bits) if dtype_of(tensor) == "bfloat16" else bits.copy()
 
     def download_later(self, tensor: Tensor) -> Arrived:
-        return Arrived(self.download(tensor))
+        if self._downloaded is None or self._downloaded[0] is not tensor:
+            self._downloaded = tensor, self.host_bits(tensor)
+        bits = self._downloaded[1]
+        return Arrived(float32_from_bits(bits) if bits.dtype == np.uint16 else bits.copy())
 
     def host_bits(self, tensor: Tensor) -> np.ndarray:
         dtype = np.dtype(HOST_TYPES[dtype_of(tensor)])
@@ -155,8 +171,8 @@ class HostDevice(Device):
 
     # recorded work ------------------------------------------------------------------------------------
 
-    def capture(self, work: Callable[[], None]) -> Graph:
-        raise NotImplementedError("work is recorded on GPUs only")
+    def capture(self, work: Callable[[], None]) -> RecordedCalls:
+        return RecordedCalls(library.record(work))
 
     # collectives --------------------------------------------------------------------------------------
 

@@ -67,6 +67,12 @@ class Decoder:
             return None
         return self._logits(out, residual, batch.sample_rows, batch.num_samples)
 
+    def flops(self, batch: Batch) -> float:
+        """Operations of all layers, over all ranks."""
+        model = self._context.model
+        pairs = 4.0 * batch.num_pairs * model.num_heads * model.head_dim
+        return batch.num_tokens * sum(self._token_flops) + len(self._token_flops) * pairs
+
     def _embed(self, batch: Batch, media: list[MediaRows]) -> Tensor:
         """Word embeddings, with placeholders overwritten by the media's features."""
         context, share = self._context, self._context.share

@@ -16,6 +16,7 @@ from workers.kv_cache import KvCache
 from workers.model.context import Context, no_progress
 from workers.model.decoder import Decoder, MediaRows
 from workers.model.encoder import Encoder, PatchBatch
+from workers.model.replay import Replay
 from workers.model.resampler import Resampler
 from workers.model.shared_encoder import SharedEncoder, can_share
 from workers.model.weights import ModelWeights
@@ -38,7 +39,9 @@ class ErnieVl:
         share = share_of(model, device.rank, device.world)
         self._new_context = lambda: Context(device, model, share, dtype, Workspace(device), on_progress)
         self._weights = weights
-        self._decoder = self.new_decoder()
+        context = self._new_context()
+        self._decoder = Decoder(context, weights.decoder)
+        self._replay = None if device.is_gpu or device.world > 1 else Replay(context, self._decoder)
         self._vision_context = self._new_context()
         self._encoder: Encoder | None = None
         self._shared_encoder: SharedEncoder | None = None
@@ -50,7 +53,12 @@ class ErnieVl:
 
     def run(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> Tensor | None:
         """Compute a batch; returns logits as Decoder.run does."""
-        return self._decoder.run(batch, media, kv)
+        if self._replay is None:
+            return self._decoder.run(batch, media, kv)
+        if media:
+            self._replay.end()
+            return self._decoder.run(batch, media, kv)
+        return self._replay.run(batch, kv)
 
     def new_decoder(self) -> Decoder:
         """The same decoder with buffers of its own."""

@@ -1,0 +1,88 @@
+"""Steps that look alike are replayed on a CPU: fewer calls of the model, the same bits."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cuda_ops
+from cuda_ops.library import library
+from tests.conftest import Rand
+from tests.workers.builders import make_prompt, make_raw_weights, make_tiny_config
+from tests.workers.ranks import Driver, Ranks
+from workers.model.decoder import Decoder
+from workers.model.replay import Replay
+
+IMAGE = (1, 4, 6)  # 6 tokens
+
+
+@pytest.fixture
+def ranks(rand: Rand, media_folder: Path) -> Ranks:
+    config = make_tiny_config(dtype="bfloat16", num_shared_experts=1)
+    return Ranks(config, make_raw_weights(config, rand), media_folder, num_blocks=64, block_size=16)
+
+
+def computed_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of tokens of each step that the decoder computes itself."""
+    steps: list[int] = []
+    compute = Decoder.run
+
+    def run(self, batch, media, kv):
+        steps.append(batch.num_tokens)
+        return compute(self, batch, media, kv)
+
+    monkeypatch.setattr(Decoder, "run", run)
+    return steps
+
+
+def test_the_third_step_of_a_shape_does_without_the_decoder(ranks, rand, media_folder, monkeypatch):
+    steps = computed_steps(monkeypatch)
+    driver = Driver(ranks)
+    seq_id = driver.add(make_prompt(rand, make_tiny_config(), media_folder, [7]))
+    driver.generate([seq_id], 8)  # one block: the prompt, then seven tokens of the same shape
+    assert steps == [7, 1, 1]
+
+
+def test_a_sequence_that_comes_makes_an_end_of_the_replay(ranks, rand, media_folder, monkeypatch):
+    steps = computed_steps(monkeypatch)
+    driver = Driver(ranks)
+    first, second = (driver.add(make_prompt(rand, make_tiny_config(), media_folder, [3])) for _ in range(2))
+    driver.generate([first], 5)
+    driver.generate([second], 1)
+    driver.generate([first], 2)
+    assert steps == [3, 1, 1, 3, 1, 1]
+
+
+def test_replayed_steps_have_the_bits_of_computed_ones(ranks, rand, media_folder, monkeypatch):
+    prompts = [make_prompt(rand, make_tiny_config(), media_folder, [3, IMAGE, 2]) for _ in range(3)]
+
+    def answers() -> list:
+        driver = Driver(ranks)
+        seq_ids = [driver.add(prompt) for prompt in prompts]
+        driver.generate(seq_ids[:2], 9)
+        driver.generate(seq_ids, 12)  # one with an image comes, and all of them pass the end of a block
+        return [driver.bits(seq_id) for seq_id in seq_ids]
+
+    replayed = answers()
+    monkeypatch.setattr(Replay, "run", lambda self, batch, kv: self._decoder.run(batch, [], kv))
+    assert replayed == answers()
+
+
+def test_calls_of_other_threads_are_not_recorded(rand):
+    mine, others = (np.ones((1, 8), np.float32) for _ in range(2))
+    cuda_ops.add(mine, mine)
+
+    def work() -> None:
+        cuda_ops.add(mine, mine)
+        other = threading.Thread(target=cuda_ops.add, args=(others, others))
+        other.start()
+        other.join()
+
+    calls = library.record(work)
+    assert [arguments[0] is mine for _, arguments in calls] == [True]
+    assert (mine == 4).all() and (others == 2).all()
+    cuda_ops.add(mine, mine)
+    assert len(calls) == 1, "recording has ended"

@@ -1,0 +1,45 @@
+"""The ops of a step that looks as the last one did, called again without the model's Python (CPU, one rank).
+
+The arrays of two steps of the same shapes are the same tensors (`Device.upload_all`), and so are weights,
+caches and scratch buffers: what differs is in them. So the second such step is recorded, and those behind it
+only make its calls. A step of other shapes, or with media, makes an end of that.
+"""
+
+from __future__ import annotations
+
+from workers.batch import Batch
+from workers.device.base import Graph, Tensor
+from workers.kv_cache import KvCache
+from workers.model.context import Context
+from workers.model.decoder import Decoder
+
+
+class Replay:
+    """Runs a decoder's steps without media."""
+
+    def __init__(self, context: Context, decoder: Decoder) -> None:
+        self._context = context
+        self._decoder = decoder
+        self._last: list[object] = []  # the tensors of the last step
+        self._graph: Graph | None = None
+        self._logits: Tensor | None = None
+
+    def run(self, batch: Batch, kv: KvCache) -> Tensor | None:
+        """As Decoder.run does."""
+        tensors: list[object] = [kv, *batch.tensors]
+        if list(map(id, tensors)) != list(map(id, self._last)):  # which _last keeps alive
+            self._last, self._graph = tensors, None
+            self._logits = self._decoder.run(batch, [], kv)
+        elif self._graph is None:
+            self._graph = self._context.device.capture(lambda: self._compute(batch, kv))
+        else:
+            self._context.begin_work(self._decoder.flops(batch))
+            self._graph.replay()
+        return self._logits
+
+    def end(self) -> None:
+        """Another step comes between."""
+        self._last, self._graph, self._logits = [], None, None
+
+    def _compute(self, batch: Batch, kv: KvCache) -> None:
+        self._logits = self._decoder.run(batch, [], kv)
