@@ -6,6 +6,9 @@ Method        A3B-8L: the ERNIE-4.5-21B-A3B preset cut to 8 layers, random weigh
               another, so that a busy moment hits all of them; the best and the median of the rounds are
               reported. A decode step counts as the best of a few that follow one another, with --busy as
               their mean. The arithmetic peak and the read bandwidth are those of cpu_limits.py.
+Quiet         others on the same machine may take half of its memory for minutes. A measurement beside which
+              memory was read at less than 85 % of the run's best is kept in the file and left out of the
+              figures, ours and the peer's alike; not so with --busy.
 Busy          --busy N runs N processes beside it that only count: what is left to a server that shares its
               cores. In proportion would be threads / (threads + N).
 Peer          where llama-cpp-python and gguf are installed (pip install -e '.[bench]'), llama.cpp on a random
@@ -35,7 +38,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,6 +63,7 @@ from workers.runner import Runner
 PRESET = "ernie-4.5-21b-a3b"
 PROMPT = 512  # tokens of the prefill that is timed
 DECODED_STEPS = 8  # per round and batch
+QUIET = 0.85  # of the best read bandwidth of a run
 BUSY_STEPS = 24  # some time slices of the scheduler
 BATCHES = (1, 8, 16)
 GREEDY = SamplingParams(max_tokens=1 << 20, temperature=0.0)
@@ -92,7 +96,10 @@ class OneRank:
         )
 
     def run(self, plan: StepPlan) -> StepResult:
-        return self._runner.run(plan)
+        started = time.perf_counter()
+        result = self._runner.run(plan)
+        self.seconds = time.perf_counter() - started  # of this step, without those who make its plan
+        return result
 
 
 class TouchedExperts:
@@ -158,14 +165,16 @@ def instructions() -> str:
     return build.choose_target(os.environ.get("OCTET_OPS_ISA") or None, build.cpu_flags()).isa
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def random_prompt(numpy: np.random.Generator, length: int) -> Prompt:
     return Prompt(token_ids=numpy.integers(10, 100_000, length).tolist())
+
+
+class Round(NamedTuple):
+    """Read bandwidth beside a measurement, bytes per second, and seconds of it."""
+
+    bandwidth: float
+    seconds: float
+    peer_seconds: float | None
 
 
 class Measurement:
@@ -176,26 +185,34 @@ class Measurement:
         self.kind, self.tokens, self._step = kind, tokens, step
         self._num_steps, self._combine = steps, statistics.mean if is_busy else min
         self.num_bytes, self.operations = 0.0, 0.0
-        self.seconds: list[float] = []
-        self.peer_seconds: list[float] = []
-        self.shares: list[float] = []
+        self.rounds: list[Round] = []
 
-    def repeat(self, bandwidth: float, peak: float | None, peer: LlamaPeer | None) -> None:
+    def repeat(self, bandwidth: float, peer: LlamaPeer | None) -> None:
         seconds = self._combine([self._step() for _ in range(self._num_steps)])
-        self.seconds.append(seconds)
-        if peer:
-            self.peer_seconds.append(self._combine(peer.seconds(self.kind, self.tokens, self._num_steps)))
+        peers = peer.seconds(self.kind, self.tokens, self._num_steps) if peer else None
+        self.rounds.append(Round(bandwidth, seconds, self._combine(peers) if peers else None))
+
+    def keep_quiet(self, bandwidth: float, peak: float | None) -> None:
+        """Take the figures from the rounds that had at least `bandwidth`; from all where none had."""
+        rounds = [one for one in self.rounds if one.bandwidth >= bandwidth] or self.rounds
+        self.num_disturbed = len(self.rounds) - len(rounds)
+        self.seconds = [one.seconds for one in rounds]
+        self.peer_seconds = [one.peer_seconds for one in rounds if one.peer_seconds is not None]
+        self.shares = []
         if self.num_bytes:
-            self.shares.append(self.num_bytes / seconds / bandwidth)
+            self.shares = [self.num_bytes / one.seconds / one.bandwidth for one in rounds]
         elif peak:
-            self.shares.append(self.operations / seconds / peak)
+            self.shares = [self.operations / one.seconds / peak for one in rounds]
 
     def summary(self) -> dict[str, Any]:
         best = min(self.seconds)
+        disturbed = [one for one in self.rounds if one.seconds not in self.seconds]
         return {
             "tokens_per_second_best": round(self.tokens / best, 1),
             "tokens_per_second_median": round(self.tokens / statistics.median(self.seconds), 1),
             "seconds": [round(value, 5) for value in self.seconds],
+            "disturbed_seconds": [round(one.seconds, 5) for one in disturbed],
+            "disturbed_llama_cpp_seconds": [round(one.peer_seconds or 0, 5) for one in disturbed],
             "bytes": int(self.num_bytes),
             "gb_per_second_best": round(self.num_bytes / best / 1e9, 2),
             "gop_per_second_best": round(self.operations / best / 1e9, 1),
@@ -225,19 +242,22 @@ class Measurement:
         return text
 
 
-def decode(driver: Driver, seq_ids: list[int]) -> float:
-    """Seconds of one step."""
-    return seconds_of(lambda: driver.step(dict.fromkeys(seq_ids, 1)))
+def decode(driver: Driver, seq_ids: list[int]) -> None:
+    """One step."""
+    driver.step(dict.fromkeys(seq_ids, 1))
 
 
-def prefill(driver: Driver, numpy: np.random.Generator) -> float:
+def prefill(driver: Driver, numpy: np.random.Generator) -> None:
     seq_id = driver.add(random_prompt(numpy, PROMPT), GREEDY)
-    seconds = seconds_of(lambda: driver.step({seq_id: PROMPT}))
+    driver.step({seq_id: PROMPT})
     driver.drop(seq_id)
-    return seconds
 
 
 def make_measurements(rank: OneRank, is_busy: bool) -> list[Measurement]:
+    def timed(step: Callable[[], None]) -> float:
+        step()
+        return rank.seconds
+
     driver, numpy = Driver(rank), np.random.default_rng(1)  # type: ignore[arg-type]
     made, steps = [], BUSY_STEPS if is_busy else DECODED_STEPS
     for batch in BATCHES:
@@ -245,11 +265,13 @@ def make_measurements(rank: OneRank, is_busy: bool) -> list[Measurement]:
         driver.generate(seq_ids, 2)
         with TouchedExperts() as touched:
             driver.step(dict.fromkeys(seq_ids, 1))
-        one = Measurement("decode", batch, steps, is_busy, lambda ids=seq_ids: decode(driver, ids))
+        one = Measurement(
+            "decode", batch, steps, is_busy, lambda ids=seq_ids: timed(lambda: decode(driver, ids))
+        )
         one.num_bytes = dense_bytes(rank.weights.decoder) + touched.num_bytes
         one.operations = 2.0 * batch * active_weights(rank.model, rank.weights.decoder)
         made.append(one)
-    whole = Measurement("prefill", PROMPT, 1, is_busy, lambda: prefill(driver, numpy))
+    whole = Measurement("prefill", PROMPT, 1, is_busy, lambda: timed(lambda: prefill(driver, numpy)))
     whole.operations = 2.0 * PROMPT * active_weights(rank.model, rank.weights.decoder)
     return [*made, whole]
 
@@ -307,13 +329,17 @@ def main() -> None:
         for _ in range(given.rounds):
             for one in measurements:
                 bandwidths.append(read_bandwidth())
-                one.repeat(bandwidths[-1], peak and peak * given.threads, peer)
+                one.repeat(bandwidths[-1], peer)
+    for one in measurements:
+        one.keep_quiet(0.0 if given.busy else QUIET * max(bandwidths), peak and peak * given.threads)
     limits = {
         "read_gb_per_second": [round(value / 1e9, 1) for value in bandwidths],
         "int8_peak_gop_per_second_per_core": peak and round(peak / 1e9),
     }
     print(f"read bandwidth {min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f} GB/s, "
           f"int8 peak per core {limits['int8_peak_gop_per_second_per_core']} GOP/s")  # fmt: skip
+    if num_disturbed := sum(one.num_disturbed for one in measurements):
+        print(f"{num_disturbed} of {len(bandwidths)} measurements left out: others took memory bandwidth")
     for one in measurements:
         print(one.line())
     if given.save:
