@@ -6,9 +6,10 @@ Method        A3B-8L: the ERNIE-4.5-21B-A3B preset cut to 8 layers, random weigh
               another, so that a busy moment hits all of them; the best and the median of the rounds are
               reported. A decode step counts as the best of a few that follow one another, with --busy as
               their mean. The arithmetic peak and the read bandwidth are those of cpu_limits.py.
-Quiet         others on the same machine may take half of its memory for minutes. A measurement beside which
-              memory was read at less than 85 % of the run's best is kept in the file and left out of the
-              figures, ours and the peer's alike; not so with --busy.
+Quiet         others on the same machine may take half of its memory for minutes. A measurement before or
+              after which memory was read at less than 85 % of the run's best is kept in the file and left out
+              of the figures, ours and the peer's alike, and made again, up to three times as many rounds in
+              all; not so with --busy.
 Busy          --busy N runs N processes beside it that only count: what is left to a server that shares its
               cores. In proportion would be threads / (threads + N).
 Peer          where llama-cpp-python and gguf are installed (pip install -e '.[bench]'), llama.cpp on a random
@@ -64,6 +65,7 @@ PRESET = "ernie-4.5-21b-a3b"
 PROMPT = 512  # tokens of the prefill that is timed
 DECODED_STEPS = 8  # per round and batch
 QUIET = 0.85  # of the best read bandwidth of a run
+MOST_ROUNDS = 3  # times those that were asked for, where not all are quiet
 BUSY_STEPS = 24  # some time slices of the scheduler
 BATCHES = (1, 8, 16)
 GREEDY = SamplingParams(max_tokens=1 << 20, temperature=0.0)
@@ -170,9 +172,9 @@ def random_prompt(numpy: np.random.Generator, length: int) -> Prompt:
 
 
 class Round(NamedTuple):
-    """Read bandwidth beside a measurement, bytes per second, and seconds of it."""
+    """Read bandwidth before and after a measurement, bytes per second, and seconds of it."""
 
-    bandwidth: float
+    bandwidths: tuple[float, float]
     seconds: float
     peer_seconds: float | None
 
@@ -187,20 +189,27 @@ class Measurement:
         self.num_bytes, self.operations = 0.0, 0.0
         self.rounds: list[Round] = []
 
-    def repeat(self, bandwidth: float, peer: LlamaPeer | None) -> None:
+    def repeat(self, read_bandwidth: ReadBandwidth, peer: LlamaPeer | None) -> None:
+        before = read_bandwidth()
         seconds = self._combine([self._step() for _ in range(self._num_steps)])
         peers = peer.seconds(self.kind, self.tokens, self._num_steps) if peer else None
-        self.rounds.append(Round(bandwidth, seconds, self._combine(peers) if peers else None))
+        self.rounds.append(
+            Round((before, read_bandwidth()), seconds, self._combine(peers) if peers else None)
+        )
 
-    def keep_quiet(self, bandwidth: float, peak: float | None) -> None:
-        """Take the figures from the rounds that had at least `bandwidth`; from all where none had."""
-        rounds = [one for one in self.rounds if one.bandwidth >= bandwidth] or self.rounds
+    def quiet_rounds(self, bandwidth: float) -> list[Round]:
+        """Those that had at least so much of the memory."""
+        return [one for one in self.rounds if min(one.bandwidths) >= bandwidth]
+
+    def make_figures(self, bandwidth: float, peak: float | None) -> None:
+        """From the quiet rounds; from all where there is none."""
+        rounds = self.quiet_rounds(bandwidth) or self.rounds
         self.num_disturbed = len(self.rounds) - len(rounds)
         self.seconds = [one.seconds for one in rounds]
         self.peer_seconds = [one.peer_seconds for one in rounds if one.peer_seconds is not None]
         self.shares = []
         if self.num_bytes:
-            self.shares = [self.num_bytes / one.seconds / one.bandwidth for one in rounds]
+            self.shares = [self.num_bytes / one.seconds / statistics.mean(one.bandwidths) for one in rounds]
         elif peak:
             self.shares = [self.operations / one.seconds / peak for one in rounds]
 
@@ -276,6 +285,10 @@ def make_measurements(rank: OneRank, is_busy: bool) -> list[Measurement]:
     return [*made, whole]
 
 
+def all_bandwidths(measurements: list[Measurement]) -> list[float]:
+    return [value for one in measurements for round_ in one.rounds for value in round_.bandwidths]
+
+
 @contextlib.contextmanager
 def busy_processes(count: int) -> Iterator[None]:
     """So many processes that only count, until the block is left."""
@@ -317,7 +330,6 @@ def main() -> None:
     print(f"{heading()}\n{PRESET}, {given.layers} layers, {given.quant}, random weights"
           + (f", beside {given.busy} busy processes" if given.busy else ""))  # fmt: skip
     cuda_ops.set_num_threads(given.threads)
-    bandwidths = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octet-cpu-")))
         rank = OneRank(given.layers, given.quant, folder)
@@ -326,12 +338,14 @@ def main() -> None:
             peer = stack.enter_context(open_peer(rank.model, given.threads, folder))
         measurements = make_measurements(rank, bool(given.busy))
         stack.enter_context(busy_processes(given.busy))
-        for _ in range(given.rounds):
-            for one in measurements:
-                bandwidths.append(read_bandwidth())
-                one.repeat(bandwidths[-1], peer)
+        for _ in range(MOST_ROUNDS * given.rounds):
+            quiet = 0.0 if given.busy else QUIET * max(all_bandwidths(measurements), default=0.0)
+            unfinished = [one for one in measurements if len(one.quiet_rounds(quiet)) < given.rounds]
+            for one in unfinished:
+                one.repeat(read_bandwidth, peer)
+    bandwidths = all_bandwidths(measurements)
     for one in measurements:
-        one.keep_quiet(0.0 if given.busy else QUIET * max(bandwidths), peak and peak * given.threads)
+        one.make_figures(0.0 if given.busy else QUIET * max(bandwidths), peak and peak * given.threads)
     limits = {
         "read_gb_per_second": [round(value / 1e9, 1) for value in bandwidths],
         "int8_peak_gop_per_second_per_core": peak and round(peak / 1e9),
@@ -339,7 +353,8 @@ def main() -> None:
     print(f"read bandwidth {min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f} GB/s, "
           f"int8 peak per core {limits['int8_peak_gop_per_second_per_core']} GOP/s")  # fmt: skip
     if num_disturbed := sum(one.num_disturbed for one in measurements):
-        print(f"{num_disturbed} of {len(bandwidths)} measurements left out: others took memory bandwidth")
+        num_rounds = sum(len(one.rounds) for one in measurements)
+        print(f"{num_disturbed} of {num_rounds} measurements left out: others took memory bandwidth")
     for one in measurements:
         print(one.line())
     if given.save:
