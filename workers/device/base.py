@@ -90,7 +90,7 @@ class Device(Protocol):
 
     name: str  # for logs and RankLoaded: "cpu", "gpu:0 NVIDIA H800"
     is_gpu: bool
-    can_record: bool  # whether `capture` is to be used
+    can_record: bool  # whether decode steps are to be recorded before the first one comes
     rank: int
     world: int
     # A rank that computes more slowly than this many operations per second counts as stuck; far below what

@@ -28,7 +28,7 @@ class Replay:
         """As Decoder.run does."""
         tensors: list[object] = [kv, *batch.tensors]
         if list(map(id, tensors)) != list(map(id, self._last)):  # which _last keeps alive
-            self._last, self._graph = tensors, None
+            self._last, self._graph, self._logits = tensors, None, None  # memory that the run may need
             self._logits = self._decoder.run(batch, [], kv)
         elif self._graph is None:
             self._graph = self._context.device.capture(lambda: self._compute(batch, kv))
