@@ -41,7 +41,10 @@ class Library:
         try:
             work()
         finally:
+            missed = vars(self).keys() - functions.keys()
             vars(self).update(functions)
+        if missed:
+            raise RuntimeError(f"{', '.join(missed)} had never been called before it was to be recorded")
         return calls
 
 

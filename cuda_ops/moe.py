@@ -53,7 +53,7 @@ def moe_experts(
     On a GPU: x bf16, weights tiled (up_gate gated) of one kind, a workspace of moe_workspace_bytes; no shared
     expert.
     """
-    weights: list[Any] = [weight for pool in (*pools, *([shared] if shared else [])) for weight in pool]
+    weights: list[Any] = [weight for pool in pools for weight in pool] + list(shared or ())
     if isinstance(weights[0], TiledWeight):
         if shared is not None:
             raise ValueError("moe_experts takes no shared expert on a GPU; use linear for it")

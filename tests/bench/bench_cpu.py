@@ -204,7 +204,7 @@ class Measurement:
     def make_figures(self, bandwidth: float, peak: float | None) -> None:
         """From the quiet rounds; from all where there is none."""
         rounds = self.quiet_rounds(bandwidth) or self.rounds
-        self.num_disturbed = len(self.rounds) - len(rounds)
+        self.disturbed = [one for one in self.rounds if one not in rounds]
         self.seconds = [one.seconds for one in rounds]
         self.peer_seconds = [one.peer_seconds for one in rounds if one.peer_seconds is not None]
         self.shares = []
@@ -215,13 +215,14 @@ class Measurement:
 
     def summary(self) -> dict[str, Any]:
         best = min(self.seconds)
-        disturbed = [one for one in self.rounds if one.seconds not in self.seconds]
         return {
             "tokens_per_second_best": round(self.tokens / best, 1),
             "tokens_per_second_median": round(self.tokens / statistics.median(self.seconds), 1),
             "seconds": [round(value, 5) for value in self.seconds],
-            "disturbed_seconds": [round(one.seconds, 5) for one in disturbed],
-            "disturbed_llama_cpp_seconds": [round(one.peer_seconds or 0, 5) for one in disturbed],
+            "disturbed_seconds": [round(one.seconds, 5) for one in self.disturbed],
+            "disturbed_llama_cpp_seconds": [
+                round(o.peer_seconds, 5) for o in self.disturbed if o.peer_seconds
+            ],
             "bytes": int(self.num_bytes),
             "gb_per_second_best": round(self.num_bytes / best / 1e9, 2),
             "gop_per_second_best": round(self.operations / best / 1e9, 1),
@@ -277,6 +278,7 @@ def make_measurements(rank: OneRank, is_busy: bool) -> list[Measurement]:
         one = Measurement(
             "decode", batch, steps, is_busy, lambda ids=seq_ids: timed(lambda: decode(driver, ids))
         )
+        assert touched.num_bytes, "the step was replayed, so nobody saw which experts it used"
         one.num_bytes = dense_bytes(rank.weights.decoder) + touched.num_bytes
         one.operations = 2.0 * batch * active_weights(rank.model, rank.weights.decoder)
         made.append(one)
@@ -352,7 +354,7 @@ def main() -> None:
     }
     print(f"read bandwidth {min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f} GB/s, "
           f"int8 peak per core {limits['int8_peak_gop_per_second_per_core']} GOP/s")  # fmt: skip
-    if num_disturbed := sum(one.num_disturbed for one in measurements):
+    if num_disturbed := sum(len(one.disturbed) for one in measurements):
         num_rounds = sum(len(one.rounds) for one in measurements)
         print(f"{num_disturbed} of {num_rounds} measurements left out: others took memory bandwidth")
     for one in measurements:

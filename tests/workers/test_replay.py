@@ -64,10 +64,12 @@ def test_replayed_steps_have_the_bits_of_computed_ones(ranks, rand, media_folder
         seq_ids = [driver.add(prompt) for prompt in prompts]
         driver.generate(seq_ids[:2], 9)
         driver.generate(seq_ids, 12)  # one with an image comes, and all of them pass the end of a block
-        return [driver.bits(seq_id) for seq_id in seq_ids]
+        chunked = driver.add(prompts[0])  # every chunk has other rows of the image
+        driver.generate([chunked], 3, [2] * 5)
+        return [driver.bits(seq_id) for seq_id in (*seq_ids, chunked)]
 
     replayed = answers()
-    monkeypatch.setattr(Replay, "run", lambda self, batch, kv: self._decoder.run(batch, [], kv))
+    monkeypatch.setattr(Replay, "run", lambda self, *given: self._decoder.run(*given))
     assert replayed == answers()
 
 

@@ -40,6 +40,7 @@ class Decoder:
         self._rope = Rope(context)
         self._attention = Attention(context)
         self._mlp = Mlp(context)
+        self._pair_flops = 4.0 * context.model.num_heads * context.model.head_dim  # in each layer
         self._token_flops = [token_flops(context.model, index) for index in range(len(weights.layers))]
         self._shard_order: dict[int, Tensor] = {}  # rows of gathered logits, by number of samples
 
@@ -49,7 +50,6 @@ class Decoder:
         Logits are [num_samples, padded vocabulary] fp32 on rank 0 and None elsewhere.
         """
         context, eps, layers = self._context, self._context.model.rms_norm_eps, self._weights.layers
-        pair_flops = 4.0 * context.model.num_heads * context.model.head_dim
         residual = self._embed(batch, media)
         self._attention.begin(batch, kv)
         cos_sin = self._rope.angles(batch.positions)
@@ -57,7 +57,7 @@ class Decoder:
         out = context.take("decoder.out", *residual.shape)
         cuda_ops.rms_norm(residual, layers[0].input_norm, eps, x)
         for index, layer in enumerate(layers):
-            context.begin_work(batch.num_tokens * self._token_flops[index] + batch.num_pairs * pair_flops)
+            context.begin_work(self._layer_flops(batch, index))
             if index > 0:
                 context.device.all_reduce_add_rms_norm(out, residual, layer.input_norm, eps, x)
             self._attention.run(layer, x, batch, cos_sin, kv.layers[index], out)
@@ -68,10 +68,17 @@ class Decoder:
         return self._logits(out, residual, batch.sample_rows, batch.num_samples)
 
     def flops(self, batch: Batch) -> float:
-        """Operations of all layers, over all ranks."""
-        model = self._context.model
-        pairs = 4.0 * batch.num_pairs * model.num_heads * model.head_dim
-        return batch.num_tokens * sum(self._token_flops) + len(self._token_flops) * pairs
+        """Operations of a step, over all ranks."""
+        layers = sum(self._layer_flops(batch, index) for index in range(len(self._token_flops)))
+        return layers + self._head_flops(batch.num_samples)
+
+    def _layer_flops(self, batch: Batch, index: int) -> float:
+        return batch.num_tokens * self._token_flops[index] + batch.num_pairs * self._pair_flops
+
+    def _head_flops(self, num_samples: int) -> float:
+        context = self._context
+        columns = len(context.share.vocab) * context.device.world
+        return 2.0 * num_samples * context.model.hidden_size * columns
 
     def _embed(self, batch: Batch, media: list[MediaRows]) -> Tensor:
         """Word embeddings, with placeholders overwritten by the media's features."""
@@ -95,7 +102,7 @@ class Decoder:
         device.all_reduce_add_rms_norm(last_out, last_residual, self._weights.norm, eps, normed)
 
         columns = len(context.share.vocab)
-        context.begin_work(2.0 * num_samples * hidden * columns * device.world)
+        context.begin_work(self._head_flops(num_samples))
         logits = context.workspace.take("logits.local", (num_samples, columns), "float32")
         device.linear(normed, self._weights.lm_head, logits)
         if device.world == 1:

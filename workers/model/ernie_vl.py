@@ -40,8 +40,8 @@ class ErnieVl:
         self._new_context = lambda: Context(device, model, share, dtype, Workspace(device), on_progress)
         self._weights = weights
         context = self._new_context()
-        self._decoder = Decoder(context, weights.decoder)
-        self._replay = None if device.is_gpu or device.world > 1 else Replay(context, self._decoder)
+        decoder = Decoder(context, weights.decoder)
+        self._decoder = decoder if device.is_gpu or device.world > 1 else Replay(context, decoder)
         self._vision_context = self._new_context()
         self._encoder: Encoder | None = None
         self._shared_encoder: SharedEncoder | None = None
@@ -53,12 +53,7 @@ class ErnieVl:
 
     def run(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> Tensor | None:
         """Compute a batch; returns logits as Decoder.run does."""
-        if self._replay is None:
-            return self._decoder.run(batch, media, kv)
-        if media:
-            self._replay.end()
-            return self._decoder.run(batch, media, kv)
-        return self._replay.run(batch, kv)
+        return self._decoder.run(batch, media, kv)
 
     def new_decoder(self) -> Decoder:
         """The same decoder with buffers of its own."""

@@ -11,35 +11,31 @@ from workers.batch import Batch
 from workers.device.base import Graph, Tensor
 from workers.kv_cache import KvCache
 from workers.model.context import Context
-from workers.model.decoder import Decoder
+from workers.model.decoder import Decoder, MediaRows
 
 
 class Replay:
-    """Runs a decoder's steps without media."""
+    """A decoder whose steps are replayed where that can be."""
 
     def __init__(self, context: Context, decoder: Decoder) -> None:
         self._context = context
         self._decoder = decoder
-        self._last: list[object] = []  # the tensors of the last step
+        self._last: list[object] = []  # what the last step was given
         self._graph: Graph | None = None
         self._logits: Tensor | None = None
 
-    def run(self, batch: Batch, kv: KvCache) -> Tensor | None:
+    def run(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> Tensor | None:
         """As Decoder.run does."""
-        tensors: list[object] = [kv, *batch.tensors]
-        if list(map(id, tensors)) != list(map(id, self._last)):  # which _last keeps alive
-            self._last, self._graph, self._logits = tensors, None, None  # memory that the run may need
-            self._logits = self._decoder.run(batch, [], kv)
+        given: list[object] = [kv, *batch.tensors, *media]  # media are new ones in every step
+        if list(map(id, given)) != list(map(id, self._last)):  # which _last keeps alive
+            self._last, self._graph, self._logits = given, None, None  # memory that the run may need
+            self._logits = self._decoder.run(batch, media, kv)
         elif self._graph is None:
-            self._graph = self._context.device.capture(lambda: self._compute(batch, kv))
+            self._graph = self._context.device.capture(lambda: self._compute(batch, media, kv))
         else:
             self._context.begin_work(self._decoder.flops(batch))
             self._graph.replay()
         return self._logits
 
-    def end(self) -> None:
-        """Another step comes between."""
-        self._last, self._graph, self._logits = [], None, None
-
-    def _compute(self, batch: Batch, kv: KvCache) -> None:
-        self._logits = self._decoder.run(batch, [], kv)
+    def _compute(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> None:
+        self._logits = self._decoder.run(batch, media, kv)

@@ -18,7 +18,7 @@ namespace octet {
 namespace {
 
 constexpr int kSpins = 200;                           // some microseconds
-constexpr std::chrono::microseconds kPatience{1000};  // a server's next step comes within
+constexpr std::chrono::microseconds kPatience{1000};  // a server's next step comes sooner
 
 inline void relax() {
 #if defined(__x86_64__)
