@@ -5,7 +5,8 @@
 // what may still differ between instruction sets is whether a multiply-add rounds once or twice.
 //
 // Each body defines: zeros, broadcast, load, load_first, load_nibbles, store, store_first, fma,
-// + - * /, max, min, select_less, round, pow2, sum, max_lane. Higher functions are in vec_math.h.
+// + - * /, max, min, select_less, round, pow2, sum, max_lane, turn_pairs, transpose. Higher functions are in
+// vec_math.h.
 
 #pragma once
 

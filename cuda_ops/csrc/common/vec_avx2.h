@@ -144,6 +144,15 @@ inline float max_lane(F32x16 a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
+inline __m256 turn_pairs(__m256 x, __m256 cos_sin) {
+  return _mm256_addsub_ps(_mm256_mul_ps(x, _mm256_moveldup_ps(cos_sin)),
+                          _mm256_mul_ps(_mm256_permute_ps(x, 0xb1), _mm256_movehdup_ps(cos_sin)));
+}
+// (a, b) of each two lanes -> (a c - b s, b c + a s), where the lanes of `cos_sin` are (c, s).
+inline F32x16 turn_pairs(F32x16 x, F32x16 cos_sin) {
+  return {turn_pairs(x.lo, cos_sin.lo), turn_pairs(x.hi, cos_sin.hi)};
+}
+
 // Eight rows of eight.
 inline void transpose(__m256* rows[8]) {
   __m256 a[8];

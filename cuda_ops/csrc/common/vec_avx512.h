@@ -129,6 +129,13 @@ inline float max_lane(F32x16 a) {
   return _mm512_reduce_max_ps(a.v);
 }
 
+// (a, b) of each two lanes -> (a c - b s, b c + a s), where the lanes of `cos_sin` are (c, s).
+inline F32x16 turn_pairs(F32x16 x, F32x16 cos_sin) {
+  const __m512 cosines = _mm512_mul_ps(x.v, _mm512_moveldup_ps(cos_sin.v));
+  const __m512 sines = _mm512_mul_ps(_mm512_permute_ps(x.v, 0xb1), _mm512_movehdup_ps(cos_sin.v));
+  return {_mm512_mask_sub_ps(_mm512_add_ps(cosines, sines), 0x5555, cosines, sines)};
+}
+
 // rows[i] lane j <-> rows[j] lane i.
 inline void transpose(F32x16 (&rows)[16]) {
   __m512 a[16], b[16];

@@ -115,6 +115,17 @@ inline float max_lane(F32x16 a) {
   return a.lane[0];
 }
 
+// (a, b) of each two lanes -> (a c - b s, b c + a s), where the lanes of `cos_sin` are (c, s).
+inline F32x16 turn_pairs(const F32x16& x, const F32x16& cos_sin) {
+  F32x16 out;
+  for (int i = 0; i < 16; i += 2) {
+    const float a = x.lane[i], b = x.lane[i + 1], c = cos_sin.lane[i], s = cos_sin.lane[i + 1];
+    out.lane[i] = a * c - b * s;
+    out.lane[i + 1] = b * c + a * s;
+  }
+  return out;
+}
+
 // rows[i] lane j <-> rows[j] lane i.
 inline void transpose(F32x16 (&rows)[16]) {
   for (int i = 0; i < 16; ++i) {

@@ -21,17 +21,16 @@
 
 #include "../common/scratch.h"
 #include "../common/thread_pool.h"
+#include "../common/vec_math.h"
 
 namespace octet::cpu {
 namespace {
 
 template <class T>
 void rotate_adjacent(const T* x, const float* cos_sin, T* out, int64_t head_dim) {
-  for (int64_t i = 0; i < head_dim; i += 2) {
-    const float a = to_float(x[i]), b = to_float(x[i + 1]), c = cos_sin[i], s = cos_sin[i + 1];
-    assign(out[i], a * c - b * s);
-    assign(out[i + 1], b * c + a * s);
-  }
+  by_sixteen(head_dim, [&](int64_t i, int64_t n) {
+    store_upto(out + i, turn_pairs(load_upto(x + i, n), load_upto(cos_sin + i, n)), n);
+  });
 }
 
 template <class T>
