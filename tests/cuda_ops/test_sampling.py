@@ -159,6 +159,43 @@ def test_a_row_is_repeatable_and_ignores_the_others(rand):
             assert_same_bits(other[i], all_rows[i])
 
 
+def test_a_large_vocabulary_has_the_same_bits_on_any_number_of_threads(rand):
+    logits = rand.normal(2, 20_011, scale=4.0)
+    logits[0, 4096:8192] = -np.inf
+    options = {"temperature": [0.0, 1.0], "num_top": 2, "forbidden": list(range(12_288, 16_384))}
+    alone = sample(logits, **options)
+    cuda_ops.set_num_threads(3)
+    try:
+        threaded = sample(logits, **options)
+    finally:
+        cuda_ops.set_num_threads(1)
+    for one, other in zip(alone, threaded, strict=True):
+        assert_same_bits(one, other)
+    logits[:, 12_288:16_384] = -np.inf
+    expected = np.array([references.log_softmax(row)[i] for row, i in zip(logits, alone[0], strict=True)])
+    assert_close(alone[1], expected, 1e-4)
+
+
+@pytest.mark.parametrize("place", [0, 4095, 4096, 20_010])
+def test_greedy_finds_the_first_of_equals_anywhere_in_a_large_vocabulary(place):
+    logits = np.zeros((1, 20_011), np.float32)
+    logits[0, place:] = 3.0
+    assert sample(logits, temperature=0.0)[0].tolist() == [place]
+    assert sample(logits, temperature=0.0, banned=[[place]])[0].tolist() == [
+        place + 1 if place < 20_010 else 0
+    ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 5000, 8191, 20_010])
+def test_what_is_no_number_is_found_anywhere_in_a_large_vocabulary(place, value):
+    logits = np.full((1, 20_011), -np.inf, np.float32)
+    logits[0, 100] = 1.0
+    logits[0, place] = value
+    ids, logprobs, _, _ = sample(logits, temperature=0.0)
+    assert (ids.tolist(), logprobs.tolist()) == ([-1], [-np.inf])
+
+
 def test_another_seed_or_counter_draws_differently():
     logits = np.zeros((1, 4096), np.float32)
     ids = {int(sample(logits, seeds=s, counters=c)[0][0]) for s in (1, 2, -5, 2**40) for c in (0, 1, 2)}

@@ -26,6 +26,7 @@ enum class Slot {
   experts,
   hidden,
   sampling,
+  stretches,
   history,
   count,
 };

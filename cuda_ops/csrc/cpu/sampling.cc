@@ -3,8 +3,9 @@
 //   logits [S, V] fp32, overwritten   ->   token_ids, logprobs [S], top_ids, top_logprobs [S, n]
 //
 //   bytes   a few passes over the row   -> V = 103,424 stays in the second-level cache
-//   map     rows over threads
-//   order   log-sum-exp = 16 sums (id mod 16), then the tree of vec.h; a row depends on its own inputs alone
+//   map     stretches of all rows over threads for the log-sum-exp, then rows over threads
+//   order   log-sum-exp = per stretch of kStretch ids 16 sums (id mod 16) and the tree of vec.h, stretches
+//           ascending; a row depends on its own inputs alone
 //   noise   Gumbel(seed, counter, id) = -log(-log(1 - u)), u = (word + 0.5) / 2^32, word = number id % 4 of
 //           Philox4x32-10 with key = seed and counter words (counter low, counter high, id / 4, 0)
 //   source  Gumbel-max: Maddison et al. 2014, arXiv:1411.0030; min-p: Nguyen et al. 2024, arXiv:2407.01082
@@ -30,33 +31,52 @@ constexpr float kGreedyBelow = 1e-5f;  // a lower temperature is greedy: logits 
 
 // --- the distribution the model gave ---------------------------------------------------------------------
 
-void forbid(float* logits, int64_t vocab, const int32_t* allowed_bits) {
-  for (int64_t word = 0; word * 32 < vocab; ++word) {
-    const uint32_t bits = uint32_t(allowed_bits[word]);
+constexpr int64_t kStretch = 4096;  // ids; half of a first-level cache
+
+// Never lets [begin, end) of a row be chosen where its bit is not set; begin is a multiple of 32.
+void forbid(float* logits, int64_t begin, int64_t end, const int32_t* allowed_bits) {
+  for (int64_t first = begin; first < end; first += 32) {
+    const uint32_t bits = uint32_t(allowed_bits[first / 32]);
     if (bits == 0xffffffffu) continue;
-    for (int64_t i = word * 32; i < std::min(vocab, word * 32 + 32); ++i) {
+    for (int64_t i = first; i < std::min(end, first + 32); ++i) {
       if (!(bits >> (i % 32) & 1u)) logits[i] = kNever;
     }
   }
 }
 
-float highest_of(const float* logits, int64_t vocab) {
+float highest_of(const float* logits, int64_t size) {
   F32x16 highest = broadcast(kNever);
-  const int64_t whole = vocab / 16 * 16;
+  const int64_t whole = size / 16 * 16;
   for (int64_t i = 0; i < whole; i += 16) highest = max(highest, load(logits + i));
   float result = max_lane(highest);
-  for (int64_t i = whole; i < vocab; ++i) result = std::max(result, logits[i]);
+  for (int64_t i = whole; i < size; ++i) result = std::max(result, logits[i]);
   return result;
 }
 
-// log of the sum of e^logit; NaN where a logit is NaN.
-float log_sum_exp(const float* logits, int64_t vocab, float highest) {
+// What the choice has to know of some logits: the highest, and the sum of e^(logit - highest).
+struct Mass {
+  float highest, total;  // total is NaN where a logit is NaN or +inf
+};
+
+Mass mass_of(const float* logits, int64_t size) {
+  const float highest = highest_of(logits, size);
+  const float origin = highest == kNever ? 0.0f : highest;  // of nothing but forbidden ones and NaN
   F32x16 sums = zeros();
-  const int64_t whole = vocab / 16 * 16;
-  for (int64_t i = 0; i < whole; i += 16) sums = sums + exp(load(logits + i) - broadcast(highest));
+  const int64_t whole = size / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16) sums = sums + exp(load(logits + i) - broadcast(origin));
   float total = sum(sums);
-  for (int64_t i = whole; i < vocab; ++i) total += exp_one(logits[i] - highest);
-  return highest + std::log(total);
+  for (int64_t i = whole; i < size; ++i) total += exp_one(logits[i] - origin);
+  return {highest, total};
+}
+
+Mass mass_of(const Mass* stretches, int64_t count) {
+  Mass all{kNever, 0.0f};
+  for (int64_t i = 0; i < count; ++i) all.highest = std::max(all.highest, stretches[i].highest);
+  for (int64_t i = 0; i < count; ++i) {
+    const Mass& one = stretches[i];
+    all.total += one.highest == kNever ? one.total : one.total * exp_one(one.highest - all.highest);
+  }
+  return all;
 }
 
 // The n best tokens in order: one pass that keeps a short sorted list.
@@ -113,8 +133,13 @@ void ban(float* logits, const SamplingBatch& batch, int64_t row) {
 
 // --- the choice ------------------------------------------------------------------------------------------
 
-int32_t lowest_id_of_highest(const float* logits, int64_t vocab, float highest) {
-  return int32_t(std::find(logits, logits + vocab, highest) - logits);
+// `stretches` of the row before it was changed say where to look in one that was not.
+int32_t lowest_id_of(float highest, const float* logits, int64_t vocab, const Mass* stretches) {
+  int64_t begin = 0;
+  if (stretches) {
+    while (stretches[begin / kStretch].highest != highest) begin += kStretch;
+  }
+  return int32_t(std::find(logits + begin, logits + vocab, highest) - logits);
 }
 
 // Keeps the token with the highest logit + noise; equal sums go to the lowest id.
@@ -204,11 +229,12 @@ float original_logit(const float* logits, const Changes& changes, int32_t id) {
   return logits[id];
 }
 
-void sample_row(float* logits, const SamplingBatch& batch, int64_t row, const SamplingResult& result) {
+// `stretches` of the row, whose forbidden ids are forbidden.
+void sample_row(float* logits, const Mass* stretches, const SamplingBatch& batch, int64_t row,
+                const SamplingResult& result) {
   const int64_t vocab = batch.vocab, n = result.num_top;
-  forbid(logits, vocab, batch.allowed_bits);
-  const int32_t* row_bits = batch.row_bits ? batch.row_bits + row * ((vocab + 31) / 32) : nullptr;
-  const float log_total = log_sum_exp(logits, vocab, highest_of(logits, vocab));
+  const Mass all = mass_of(stretches, ceil_div(vocab, kStretch));
+  const float log_total = all.highest + std::log(all.total);
   find_top(logits, vocab, log_total, n, result.top_ids + row * n, result.top_logprobs + row * n);
   result.token_ids[row] = -1;
   result.logprobs[row] = kNever;
@@ -218,11 +244,14 @@ void sample_row(float* logits, const SamplingBatch& batch, int64_t row, const Sa
   changes.clear();
   apply_penalties(logits, batch, row, changes);
   ban(logits, batch, row);
-  if (row_bits) forbid(logits, vocab, row_bits);
-  const float highest = highest_of(logits, vocab);
+  if (batch.row_bits) forbid(logits, 0, vocab, batch.row_bits + row * ((vocab + 31) / 32));
+  const bool has_bans = batch.banned_starts[row] < batch.banned_starts[row + 1] || batch.row_bits;
+  const bool is_changed = has_bans || !changes.empty();
+  const float highest = is_changed ? highest_of(logits, vocab) : all.highest;
   if (highest == kNever) return;
-  const int32_t id = batch.temperature[row] < kGreedyBelow ? lowest_id_of_highest(logits, vocab, highest)
-                                                           : draw(logits, batch, row, highest);
+  const int32_t id = batch.temperature[row] < kGreedyBelow
+                         ? lowest_id_of(highest, logits, vocab, is_changed ? nullptr : stretches)
+                         : draw(logits, batch, row, highest);
   if (id < 0 || id >= vocab) return;
   result.token_ids[row] = id;
   result.logprobs[row] = original_logit(logits, changes, id) - log_total;
@@ -251,8 +280,17 @@ Status sample_tokens(float* logits, const SamplingBatch& batch, const SamplingRe
                                "banned_starts must ascend from 0 and banned hold ids below V")) {
     return wrong;
   }
-  parallel_for(batch.num_rows,
-               [&](int64_t row) { sample_row(logits + row * batch.vocab, batch, row, result); });
+  const int64_t vocab = batch.vocab, per_row = ceil_div(vocab, kStretch);
+  Mass* stretches = scratch<Mass>(Slot::stretches, size_t(batch.num_rows * per_row));
+  parallel_for(batch.num_rows * per_row, [&](int64_t i) {
+    float* row = logits + i / per_row * vocab;
+    const int64_t begin = i % per_row * kStretch, end = std::min(vocab, begin + kStretch);
+    forbid(row, begin, end, batch.allowed_bits);
+    stretches[i] = mass_of(row + begin, end - begin);
+  });
+  parallel_for(batch.num_rows, [&](int64_t row) {
+    sample_row(logits + row * vocab, stretches + row * per_row, batch, row, result);
+  });
   return nullptr;
 }
 
