@@ -25,7 +25,11 @@ class Library:
         return function  # type: ignore[no-any-return]
 
     def record(self, work: Callable[[], None]) -> list[Call]:
-        """Do `work`; returns the calls of ops that this thread made, which must have been made before."""
+        """Do `work`; returns the calls of ops that this thread made, which must have been made before.
+
+        Tensors are those of the library there, so that calling again does not convert them again, which
+        takes as long as a small op; they keep the memory of those that were given.
+        """
         calls: list[Call] = []
         thread, functions = get_ident(), dict(vars(self))
 
@@ -45,7 +49,8 @@ class Library:
             vars(self).update(functions)
         if missed:
             raise RuntimeError(f"{', '.join(missed)} had never been called before it was to be recorded")
-        return calls
+        convert = import_tvm_ffi().convert
+        return [(function, tuple(map(convert, arguments))) for function, arguments in calls]
 
 
 @cache

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 from cuda_ops.device_library import device_library
+from cuda_ops.ffi import import_tvm_ffi
 from cuda_ops.library import library
 from cuda_ops.tensor import Tensor
 
@@ -34,6 +37,12 @@ class SamplingBatch:
     allowed_bits: Tensor  # [ceil(V/32)] int32; bit id % 32 of word id / 32; 1: may ever be generated
     row_bits: Tensor | None = None  # [S, ceil(V/32)] int32; likewise, what each row may choose now
 
+    @cached_property
+    def arguments(self) -> tuple[Any, ...]:
+        """What the compiled op takes, converted once for a batch that is used in many steps."""
+        convert = import_tvm_ffi().convert
+        return tuple(convert(getattr(self, name)) for name in _FIELDS)
+
 
 _FIELDS = [field.name for field in fields(SamplingBatch)]
 
@@ -55,9 +64,7 @@ def sample_tokens(
     alone (csrc/cpu/sampling.cc), so a row's token depends on its own inputs alone. A row with NaN logits, or
     with nothing left to choose, gets token -1 and log-probability -inf.
     """
-    library.sample_tokens(
-        logits, *(getattr(batch, name) for name in _FIELDS), token_ids, logprobs, top_ids, top_logprobs
-    )
+    library.sample_tokens(logits, *batch.arguments, token_ids, logprobs, top_ids, top_logprobs)
 
 
 def sampling_workspace_bytes(num_rows: int, vocab: int) -> int:
