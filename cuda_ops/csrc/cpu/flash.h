@@ -26,7 +26,8 @@
 namespace octet::cpu {
 
 constexpr int64_t kQueryRows = 48;  // rows of one tile, so that a converted K or V block is used often
-constexpr int64_t kKvBlock = 64;    // positions converted to fp32 at a time; K or V fit the first-level cache
+constexpr int64_t kKvBlock =
+    16 * kTileCols;  // positions converted to fp32 at a time, in the first-level cache
 
 inline int64_t padded(int64_t head_dim) {
   return ceil_div(head_dim, 16) * 16;
