@@ -31,11 +31,6 @@ class HostBatch:
     kv_lens: np.ndarray  # [S] tokens of KV including this chunk's
     sample_rows: np.ndarray  # [R] rows whose logits are wanted: last tokens of chunks that sample
 
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All of them by name."""
-        return {name: getattr(self, name) for name in _ARRAYS}
-
 
 _ARRAYS = tuple(field.name for field in fields(HostBatch))
 
@@ -65,14 +60,63 @@ class Batch:
 
     @classmethod
     def upload(cls, host: HostBatch, device: Device) -> Batch:
-        tensors = dict(zip(_ARRAYS, device.upload_all(list(host.arrays.values())), strict=True))
-        if not len(host.sample_rows):
-            tensors["sample_rows"] = None
+        *tensors, sample_rows = device.upload_all([getattr(host, name) for name in _ARRAYS])
+        starts, lens, num_samples = host.query_starts.tolist(), host.kv_lens.tolist(), len(host.sample_rows)
         return cls(
-            **tensors,
-            num_tokens=len(host.token_ids),
-            num_samples=len(host.sample_rows),
-            num_pairs=int((host.query_starts[1:] - host.query_starts[:-1]) @ host.kv_lens.astype(np.int64)),
+            *tensors,
+            sample_rows=sample_rows if num_samples else None,
+            num_tokens=starts[-1],
+            num_samples=num_samples,
+            num_pairs=sum((b - a) * n for a, b, n in zip(starts, starts[1:], lens, strict=False)),
+        )
+
+
+class BatchBuilder:
+    """The batch of each step of a rank; where the same sequences decode on, from that of the step before."""
+
+    def __init__(self, block_size: int, image_patch_id: int, num_pools: int) -> None:
+        self._block_size = block_size
+        self._image_patch_id = image_patch_id
+        self._num_pools = num_pools
+        self._last: HostBatch | None = None
+        self._decoding: list[LiveSequence] = []  # those of the last batch, if all of them were decoding
+        self._ends: list[int] = []  # their kv_lens
+
+    def build(self, chunks: Sequence[Chunk], sequences: Sequences) -> HostBatch:
+        """As build_batch does."""
+        live = [sequences[chunk.seq_id] for chunk in chunks]
+        is_decoding = all(chunk.num_tokens == 1 and chunk.samples for chunk in chunks)
+        if self._last is not None and is_decoding and self._can_advance(live):
+            batch = self._advance(self._last, live)
+            self._ends = [end + 1 for end in self._ends]
+        else:
+            batch = build_batch(chunks, sequences, self._block_size, self._image_patch_id, self._num_pools)
+            self._ends = batch.kv_lens.tolist()
+        self._last, self._decoding = batch, live if is_decoding else []
+        return batch
+
+    def _can_advance(self, live: list[LiveSequence]) -> bool:
+        """Whether each array but the token ids is the last one, or that plus one."""
+        return len(live) == len(self._decoding) and all(
+            sequence is last
+            and sequence.num_computed_tokens == end < len(sequence.tokens)
+            and end % self._block_size != 0  # the token goes into the block of the last one
+            and end > sequence.positions.num_known  # the last token was a generated one, too
+            for sequence, last, end in zip(live, self._decoding, self._ends, strict=True)
+        )
+
+    def _advance(self, last: HostBatch, live: list[LiveSequence]) -> HostBatch:
+        ends = zip(live, self._ends, strict=True)
+        token_ids = np.array([sequence.tokens.at(end) for sequence, end in ends], np.int32)
+        return HostBatch(
+            token_ids=token_ids,
+            positions=last.positions + np.int32(1),
+            slots=last.slots + np.int32(1),
+            token_types=token_types(token_ids, self._image_patch_id, self._num_pools),
+            block_tables=last.block_tables,
+            query_starts=last.query_starts,
+            kv_lens=last.kv_lens + np.int32(1),
+            sample_rows=last.sample_rows,
         )
 
 

@@ -17,7 +17,7 @@ import cuda_ops
 from cuda_ops.feedback import feed_tokens
 from engine.messages import StepPlan, StepResult
 from engine.model_config import ModelConfig
-from workers.batch import Batch, HostBatch, build_batch
+from workers.batch import Batch, BatchBuilder, HostBatch
 from workers.device.base import Device, Download, DtypeName, Tensor
 from workers.gpu_memory import StepLimits, scratch_bytes
 from workers.graphs import DecodeGraphs
@@ -93,6 +93,7 @@ class Runner:
         self._device = device
         self._block_size = block_size
         self._sequences = Sequences()
+        self._batches = BatchBuilder(block_size, model.image_patch_id, model.num_pools)
         self._kv = KvCache.allocate(device, model, share, kv_dtype or dtype, num_blocks, block_size)
         self._swap = SwapSpace(device, self._kv, num_host_blocks)
         self._canary = KvCanary(block_size) if kv_canary else None
@@ -103,7 +104,8 @@ class Runner:
         )
         self._running: list[RunningStep] = []  # issued, their tokens perhaps unknown; the last two at most
         self._vision_from = model.image_patch_id if model.num_pools > 1 else _NO_VISION
-        self._samples = device.empty((limits.num_sequences if limits else 0,), "int32")  # of the last step
+        self._most_samples = limits.num_sequences if limits else 0
+        self._samples = device.empty((self._most_samples,), "int32")  # of the last step
         self._graphs: DecodeGraphs | None = None
         if device.is_gpu and limits is not None:
             device.lend_scratch(scratch_bytes(model, share, limits))
@@ -160,9 +162,7 @@ class Runner:
             return RunningStep(plan.step, began)
 
         chunks = chunks_of(plan)
-        host = build_batch(
-            chunks, self._sequences, self._block_size, self._model.image_patch_id, self._model.num_pools
-        )
+        host = self._batches.build(chunks, self._sequences)
         live = [self._sequences[chunk.seq_id] for chunk in chunks]
         media, encoding = self._media.rows_for(chunks, self._sequences)
         logits = self._forward(host, live, media)
@@ -184,7 +184,8 @@ class Runner:
         self, host: HostBatch, live: Sequence[LiveSequence], media: list[MediaRows]
     ) -> Tensor | None:
         """Logits of the rows that sample, on rank 0."""
-        device, sources = self._device, sample_sources(host, live)
+        device = self._device
+        sources = sample_sources(host, live) if device.is_gpu else None  # a CPU's steps are never underway
         if self._graphs is not None and not media and self._graphs.fits(host):
             return self._graphs.run(host, sources)
         batch = Batch.upload(host, device)
@@ -202,10 +203,11 @@ class Runner:
         self, logits: Tensor | None, sampled: Sequence[LiveSequence]
     ) -> tuple[Download, Details | None]:
         """Sample on rank 0 and tell the others; the ids stay on the device for the next step, too."""
-        if self._samples.shape[0] < len(sampled):
+        if self._most_samples < len(sampled):
+            self._most_samples = len(sampled)
             self._samples = self._device.empty((len(sampled),), "int32")
         token_ids, details = self._samples, None
-        if self._samples.shape[0] > len(sampled):
+        if self._most_samples > len(sampled):
             token_ids = self._samples[: len(sampled)]
         if logits is not None:
             if self._sampler.reads_tokens(sampled):

@@ -27,6 +27,10 @@ class IntList:
     def __len__(self) -> int:
         return self._length
 
+    def at(self, index: int) -> int:
+        """The value of an index in [0, len)."""
+        return int(self._array[index])
+
     def append(self, value: int) -> None:
         self._reserve(1)
         self._array[self._length] = value
@@ -101,8 +105,9 @@ class Sequences:
             if new.seq_id in self._live:
                 raise EngineError(f"the plan adds sequence {new.seq_id}, which is live; drop it first")
             self._live[new.seq_id] = LiveSequence(new)
-        for seq_id, block_id in np.frombuffer(plan.new_blocks, np.int64).reshape(-1, 2).tolist():
-            self[seq_id].block_table.append(block_id)
+        if plan.new_blocks:
+            for seq_id, block_id in np.frombuffer(plan.new_blocks, np.int64).reshape(-1, 2).tolist():
+                self[seq_id].block_table.append(block_id)
         for chunk in plan.chunks:
             self[chunk.seq_id].block_table.extend(chunk.new_block_ids)
 

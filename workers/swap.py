@@ -26,6 +26,9 @@ class SwapStats:
     seconds: float = 0.0  # that the copies take, also where nobody waits for them
 
 
+_NO_SWAP = SwapStats()
+
+
 class SwapSpace:
     """Room for `num_blocks` blocks of this rank's keys and values, bit for bit as on the device.
 
@@ -43,7 +46,7 @@ class SwapSpace:
     def copy(self, out: Copies, back: Copies) -> SwapStats:
         """`out` has pairs of block and place, `back` of place and block."""
         if not out and not back:
-            return SwapStats()
+            return _NO_SWAP
         began = time.perf_counter()
         parts = list(zip(self._tensors, self._starts, self._block_bytes, strict=True))
         for block, place, count in runs(out):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from engine.errors import EngineError
 from engine.messages import Chunk, NewSequence, SamplingParams, StepPlan
 from tests.checks import python_lines
 from tests.conftest import Rand
-from workers.batch import HostBatch, build_batch
+from workers.batch import BatchBuilder, HostBatch, build_batch
 from workers.sequences import IntList, Sequences
 
 GREEDY = SamplingParams(max_tokens=10, temperature=0.0)
@@ -88,6 +90,80 @@ def test_chunk_without_tokens_or_blocks_is_refused_before_it_can_write(count: in
     plan = StepPlan(0, [Chunk(1, count, blocks, True)], [make_new(1, [1, 2, 3, 4])])
     with pytest.raises(EngineError, match="of sequence 1"):
         batch_of(Sequences(), plan)
+
+
+class Steps:
+    """Random plans as an engine may make them, each built by a builder that saw those before, and afresh."""
+
+    block_size, num_pools, image_patch_id = 4, 2, 90
+
+    def __init__(self, rand: Rand) -> None:
+        self.numpy = rand.numpy
+        self.sequences = Sequences()
+        self.builder = BatchBuilder(self.block_size, self.image_patch_id, self.num_pools)
+        self.num_added = self.num_blocks = 0
+
+    def add(self, num_tokens: int) -> StepPlan:
+        self.num_added += 1
+        new = make_new(self.num_added, self.numpy.integers(0, 99, num_tokens).tolist())
+        return StepPlan(0, [self.chunk(new.seq_id, num_tokens, num_tokens, 0)], [new])
+
+    def chunk(self, seq_id: int, num_tokens: int, end: int, num_blocks: int) -> Chunk:
+        needed = -(-end // self.block_size) - num_blocks
+        self.num_blocks += needed
+        return Chunk(seq_id, num_tokens, list(range(self.num_blocks - needed, self.num_blocks)), True)
+
+    def decode(self, seq_ids: list[int]) -> StepPlan:
+        live = [self.sequences[seq_id] for seq_id in seq_ids]
+        return StepPlan(
+            0, [self.chunk(s.seq_id, 1, s.num_computed_tokens + 1, len(s.block_table)) for s in live]
+        )
+
+    def run(self, plan: StepPlan) -> None:
+        self.sequences.apply(plan)
+        made = self.builder.build(plan.chunks, self.sequences)
+        afresh = build_batch(
+            plan.chunks, self.sequences, self.block_size, self.image_patch_id, self.num_pools
+        )
+        for field in fields(HostBatch):
+            left, right = getattr(made, field.name), getattr(afresh, field.name)
+            assert left.dtype == right.dtype and left.tolist() == right.tolist(), field.name
+        for chunk in plan.chunks:
+            self.sequences.finish_chunk(chunk).tokens.append(int(self.numpy.integers(0, 99)))
+
+
+def test_a_batch_made_from_the_last_one_is_the_same_as_one_made_afresh(rand: Rand):
+    steps = Steps(rand)
+    for num_tokens in (1, 4, 6, 3):
+        steps.run(steps.add(num_tokens))
+    for _ in range(60):
+        count = int(steps.numpy.integers(1, 5))
+        seq_ids = steps.numpy.permutation(4)[:count] + 1
+        for _ in range(int(steps.numpy.integers(1, 12))):
+            steps.run(steps.decode(seq_ids.tolist()))
+
+
+def test_decoding_on_inside_a_block_builds_nothing_afresh(rand: Rand, monkeypatch: pytest.MonkeyPatch):
+    steps = Steps(rand)
+    steps.run(steps.add(5))
+    built: list[int] = []
+    monkeypatch.setattr("workers.batch.build_batch", lambda *given: built.append(1) or build_batch(*given))
+    for _ in range(8):
+        steps.run(steps.decode([1]))
+    assert len(built) == 3, "the first decode, and those that begin a block at 8 and at 12"
+
+
+def test_a_decode_without_a_token_to_compute_is_refused(rand: Rand):
+    steps = Steps(rand)
+    steps.run(steps.add(5))
+    for _ in range(2):
+        steps.run(steps.decode([1]))
+    plan = steps.decode([1])
+    steps.sequences.apply(plan)
+    steps.builder.build(plan.chunks, steps.sequences)
+    steps.sequences.finish_chunk(plan.chunks[0])  # and nobody says what was sampled
+    with pytest.raises(EngineError, match="of sequence 1"):
+        steps.builder.build([Chunk(1, 1, [], True)], steps.sequences)
 
 
 def test_growing_list_keeps_its_values(rand: Rand):
