@@ -60,13 +60,15 @@ class Batch:
 
     @classmethod
     def upload(cls, host: HostBatch, device: Device) -> Batch:
-        *tensors, sample_rows = device.upload_all([getattr(host, name) for name in _ARRAYS])
-        starts, lens, num_samples = host.query_starts.tolist(), host.kv_lens.tolist(), len(host.sample_rows)
+        uploaded = device.upload_all([getattr(host, name) for name in _ARRAYS])
+        tensors: dict[str, Tensor] = dict(zip(_ARRAYS, uploaded, strict=True))
+        if not len(host.sample_rows):
+            tensors["sample_rows"] = None
+        starts, lens = host.query_starts.tolist(), host.kv_lens.tolist()
         return cls(
-            *tensors,
-            sample_rows=sample_rows if num_samples else None,
+            **tensors,
             num_tokens=starts[-1],
-            num_samples=num_samples,
+            num_samples=len(host.sample_rows),
             num_pairs=sum((b - a) * n for a, b, n in zip(starts, starts[1:], lens, strict=False)),
         )
 
