@@ -15,7 +15,7 @@ from engine.errors import EngineError
 from engine.messages import Chunk
 from workers.device.base import Device, Tensor
 from workers.positions import token_types
-from workers.sequences import LiveSequence, Sequences
+from workers.sequences import LiveSequence
 
 
 @dataclass(slots=True)
@@ -81,35 +81,31 @@ class BatchBuilder:
         self._image_patch_id = image_patch_id
         self._num_pools = num_pools
         self._last: HostBatch | None = None
-        self._decoding: list[LiveSequence] = []  # those of the last batch, if all of them were decoding
-        self._ends: list[int] = []  # their kv_lens
+        self._live: list[LiveSequence] = []  # its sequences
 
-    def build(self, chunks: Sequence[Chunk], sequences: Sequences) -> HostBatch:
+    def build(self, chunks: Sequence[Chunk], live: list[LiveSequence]) -> HostBatch:
         """As build_batch does."""
-        live = [sequences[chunk.seq_id] for chunk in chunks]
         is_decoding = all(chunk.num_tokens == 1 and chunk.samples for chunk in chunks)
-        if self._last is not None and is_decoding and self._can_advance(live):
+        if is_decoding and self._last is not None and self._can_advance(self._last, live):
             batch = self._advance(self._last, live)
-            self._ends = [end + 1 for end in self._ends]
         else:
-            batch = build_batch(chunks, sequences, self._block_size, self._image_patch_id, self._num_pools)
-            self._ends = batch.kv_lens.tolist()
-        self._last, self._decoding = batch, live if is_decoding else []
+            batch = build_batch(chunks, live, self._block_size, self._image_patch_id, self._num_pools)
+        self._last, self._live = batch, live
         return batch
 
-    def _can_advance(self, live: list[LiveSequence]) -> bool:
+    def _can_advance(self, last: HostBatch, live: list[LiveSequence]) -> bool:
         """Whether each array but the token ids is the last one, or that plus one."""
-        return len(live) == len(self._decoding) and all(
-            sequence is last
-            and sequence.num_computed_tokens == end < len(sequence.tokens)
+        return len(live) == len(self._live) and all(
+            sequence is before
+            and end < len(sequence.tokens)
             and end % self._block_size != 0  # the token goes into the block of the last one
-            and end > sequence.positions.num_known  # the last token was a generated one, too
-            for sequence, last, end in zip(live, self._decoding, self._ends, strict=True)
+            and end > sequence.positions.num_known  # the last token was a generated one, too: it came alone
+            for sequence, before, end in zip(live, self._live, last.kv_lens.tolist(), strict=True)
         )
 
     def _advance(self, last: HostBatch, live: list[LiveSequence]) -> HostBatch:
-        ends = zip(live, self._ends, strict=True)
-        token_ids = np.array([sequence.tokens.at(end) for sequence, end in ends], np.int32)
+        ids = [sequence.tokens.at(sequence.num_computed_tokens) for sequence in live]
+        token_ids = np.array(ids, np.int32)
         return HostBatch(
             token_ids=token_ids,
             positions=last.positions + np.int32(1),
@@ -124,13 +120,15 @@ class BatchBuilder:
 
 def build_batch(
     chunks: Sequence[Chunk],
-    sequences: Sequences,
+    live: Sequence[LiveSequence],
     block_size: int,
     image_patch_id: int,
     num_pools: int,
 ) -> HostBatch:
-    """The arrays of one forward pass. Raises EngineError when a chunk has no tokens or no blocks for them."""
-    live = [sequences[chunk.seq_id] for chunk in chunks]
+    """The arrays of one forward pass over the chunks, of the sequences `live`, one each.
+
+    Raises EngineError when a chunk has no tokens or no blocks for them.
+    """
     counts = np.array([chunk.num_tokens for chunk in chunks], np.int32)
     first = np.array([sequence.num_computed_tokens for sequence in live], np.int32)
     query_starts = np.zeros(len(chunks) + 1, np.int32)

@@ -256,7 +256,8 @@ def _one_batch(prompts: Sequence[list[int]], model: ModelConfig, device: Device)
         news.append(NewSequence(index, tokens, len(tokens), SamplingParams(max_tokens=1)))
         chunks.append(Chunk(index, len(tokens), blocks, False))
     sequences.apply(StepPlan(0, chunks, news))
-    host = build_batch(chunks, sequences, _BLOCK_SIZE, model.image_patch_id, model.num_pools)
+    live = [sequences[chunk.seq_id] for chunk in chunks]
+    host = build_batch(chunks, live, _BLOCK_SIZE, model.image_patch_id, model.num_pools)
     return Batch.upload(host, device), next_block
 
 

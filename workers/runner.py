@@ -162,8 +162,8 @@ class Runner:
             return RunningStep(plan.step, began)
 
         chunks = chunks_of(plan)
-        host = self._batches.build(chunks, self._sequences)
         live = [self._sequences[chunk.seq_id] for chunk in chunks]
+        host = self._batches.build(chunks, live)
         media, encoding = self._media.rows_for(chunks, self._sequences)
         logits = self._forward(host, live, media)
         for sequence, chunk in zip(live, chunks, strict=True):

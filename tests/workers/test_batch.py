@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.errors import EngineError
-from engine.messages import Chunk, NewSequence, SamplingParams, StepPlan
+from engine.messages import Chunk, MediaItem, NewSequence, SamplingParams, StepPlan
 from tests.checks import python_lines
 from tests.conftest import Rand
 from workers.batch import BatchBuilder, HostBatch, build_batch
@@ -23,7 +23,8 @@ def make_new(seq_id: int, token_ids: list[int], num_computed_tokens: int = 0) ->
 
 def batch_of(sequences: Sequences, plan: StepPlan, block_size: int = 4) -> HostBatch:
     sequences.apply(plan)
-    batch = build_batch(plan.chunks, sequences, block_size, image_patch_id=90, num_pools=2)
+    live = [sequences[chunk.seq_id] for chunk in plan.chunks]
+    batch = build_batch(plan.chunks, live, block_size, image_patch_id=90, num_pools=2)
     for chunk in plan.chunks:
         sequences.finish_chunk(chunk)
     return batch
@@ -121,10 +122,9 @@ class Steps:
 
     def run(self, plan: StepPlan) -> None:
         self.sequences.apply(plan)
-        made = self.builder.build(plan.chunks, self.sequences)
-        afresh = build_batch(
-            plan.chunks, self.sequences, self.block_size, self.image_patch_id, self.num_pools
-        )
+        live = [self.sequences[chunk.seq_id] for chunk in plan.chunks]
+        made = self.builder.build(plan.chunks, live)
+        afresh = build_batch(plan.chunks, live, self.block_size, self.image_patch_id, self.num_pools)
         for field in fields(HostBatch):
             left, right = getattr(made, field.name), getattr(afresh, field.name)
             assert left.dtype == right.dtype and left.tolist() == right.tolist(), field.name
@@ -143,6 +143,14 @@ def test_a_batch_made_from_the_last_one_is_the_same_as_one_made_afresh(rand: Ran
             steps.run(steps.decode(seq_ids.tolist()))
 
 
+def test_the_token_behind_an_image_has_the_position_that_the_image_leaves_to_it(rand: Rand):
+    steps = Steps(rand)
+    image = MediaItem("image", "", (1, 4, 6), 1, 6, "")  # its last token is at (1, 2, 3), text goes on at 4
+    new = NewSequence(1, [5] * 7, 7, GREEDY, [image], num_computed_tokens=6)
+    steps.run(StepPlan(0, [Chunk(1, 1, [0, 1], True)], [new]))
+    steps.run(StepPlan(0, [Chunk(1, 1, [], True)]))
+
+
 def test_decoding_on_inside_a_block_builds_nothing_afresh(rand: Rand, monkeypatch: pytest.MonkeyPatch):
     steps = Steps(rand)
     steps.run(steps.add(5))
@@ -153,17 +161,40 @@ def test_decoding_on_inside_a_block_builds_nothing_afresh(rand: Rand, monkeypatc
     assert len(built) == 3, "the first decode, and those that begin a block at 8 and at 12"
 
 
+def test_sequences_of_one_length_that_take_turns_keep_their_own_slots(rand: Rand):
+    steps = Steps(rand)
+    for num_tokens in (5, 6):
+        steps.run(steps.add(num_tokens))
+    for seq_id in (2, 1, 1, 2):  # the last one goes on at 7, where the one before it would
+        steps.run(steps.decode([seq_id]))
+
+
+def test_a_batch_that_is_asked_for_again_is_the_same(rand: Rand):
+    steps = Steps(rand)
+    steps.run(steps.add(5))
+    steps.run(steps.decode([1]))
+    plan, live = steps.decode([1]), [steps.sequences[1]]
+    first, second = (steps.builder.build(plan.chunks, live) for _ in range(2))
+    assert first.kv_lens.tolist() == second.kv_lens.tolist() == [7]
+
+
+def test_a_plan_for_more_tokens_than_there_are_is_refused_amid_decoding(rand: Rand):
+    steps = Steps(rand)
+    steps.run(steps.add(5))
+    steps.run(steps.decode([1]))
+    with pytest.raises(EngineError, match="computes 2 tokens of sequence 1"):
+        steps.builder.build([Chunk(1, 2, [], True)], [steps.sequences[1]])
+
+
 def test_a_decode_without_a_token_to_compute_is_refused(rand: Rand):
     steps = Steps(rand)
     steps.run(steps.add(5))
-    for _ in range(2):
-        steps.run(steps.decode([1]))
-    plan = steps.decode([1])
-    steps.sequences.apply(plan)
-    steps.builder.build(plan.chunks, steps.sequences)
+    steps.run(steps.decode([1]))
+    plan, live = steps.decode([1]), [steps.sequences[1]]
+    steps.builder.build(plan.chunks, live)
     steps.sequences.finish_chunk(plan.chunks[0])  # and nobody says what was sampled
     with pytest.raises(EngineError, match="of sequence 1"):
-        steps.builder.build([Chunk(1, 1, [], True)], steps.sequences)
+        steps.builder.build([Chunk(1, 1, [], True)], live)
 
 
 def test_growing_list_keeps_its_values(rand: Rand):
@@ -182,9 +213,9 @@ def test_a_prefill_of_8k_tokens_runs_no_more_python_than_one_of_64():
         blocks = list(range(255, 255 + num_tokens // 64))
         chunks = [Chunk(i, 1, [i], True) for i in range(255)] + [Chunk(255, num_tokens, blocks, True)]
         sequences.apply(StepPlan(0, chunks, [*decoding, make_new(255, list(range(num_tokens)))]))
-        batches = []
+        live, batches = list(sequences), []
         count = python_lines(
-            lambda: batches.append(build_batch(chunks, sequences, 64, image_patch_id=10**6, num_pools=2))
+            lambda: batches.append(build_batch(chunks, live, 64, image_patch_id=10**6, num_pools=2))
         )
         assert len(np.unique(batches[0].slots)) == 255 + num_tokens
         return count
