@@ -9,7 +9,8 @@ Method        A3B-8L: the ERNIE-4.5-21B-A3B preset cut to 8 layers, random weigh
 Quiet         others on the same machine may take half of its memory for minutes. A measurement before or
               after which memory was read at less than 85 % of the run's best is kept in the file and left out
               of the figures, ours and the peer's alike, and made again, up to three times as many rounds in
-              all; not so with --busy.
+              all; not so with --busy. Where not as many rounds as were asked for are quiet in the end, all
+              count: few of the fastest would flatter.
 Busy          --busy N runs N processes beside it that only count: what is left to a server that shares its
               cores. In proportion would be threads / (threads + N).
 Peer          where llama-cpp-python and gguf are installed (pip install -e '.[bench]'), llama.cpp on a random
@@ -201,9 +202,11 @@ class Measurement:
         """Those that had at least so much of the memory."""
         return [one for one in self.rounds if min(one.bandwidths) >= bandwidth]
 
-    def make_figures(self, bandwidth: float, peak: float | None) -> None:
-        """From the quiet rounds; from all where there is none."""
-        rounds = self.quiet_rounds(bandwidth) or self.rounds
+    def make_figures(self, bandwidth: float, fewest: int, peak: float | None) -> None:
+        """From the quiet rounds; from all where fewer than `fewest` are quiet."""
+        rounds = self.quiet_rounds(bandwidth)
+        if len(rounds) < fewest:
+            rounds = self.rounds
         self.disturbed = [one for one in self.rounds if one not in rounds]
         self.seconds = [one.seconds for one in rounds]
         self.peer_seconds = [one.peer_seconds for one in rounds if one.peer_seconds is not None]
@@ -346,8 +349,9 @@ def main() -> None:
             for one in unfinished:
                 one.repeat(read_bandwidth, peer)
     bandwidths = all_bandwidths(measurements)
+    quiet = 0.0 if given.busy else QUIET * max(bandwidths)
     for one in measurements:
-        one.make_figures(0.0 if given.busy else QUIET * max(bandwidths), peak and peak * given.threads)
+        one.make_figures(quiet, given.rounds, peak and peak * given.threads)
     limits = {
         "read_gb_per_second": [round(value / 1e9, 1) for value in bandwidths],
         "int8_peak_gop_per_second_per_core": peak and round(peak / 1e9),
