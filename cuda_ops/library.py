@@ -50,7 +50,9 @@ class Library:
         if missed:
             raise RuntimeError(f"{', '.join(missed)} had never been called before it was to be recorded")
         convert = import_tvm_ffi().convert
-        return [(function, tuple(map(convert, arguments))) for function, arguments in calls]
+        given = {id(argument): argument for _, arguments in calls for argument in arguments}
+        converted = {key: convert(argument) for key, argument in given.items()}
+        return [(function, tuple(converted[id(one)] for one in arguments)) for function, arguments in calls]
 
 
 @cache
