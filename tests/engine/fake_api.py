@@ -10,6 +10,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from typing import cast
 
 import zmq
 import zmq.asyncio
@@ -20,6 +21,20 @@ from engine.messages import EngineState, ToApi
 from engine.process import begin_child, environment_for_child
 
 SLEEPER = "from engine.process import begin_child; begin_child('media'); import time; time.sleep(1000)"
+
+
+class ReadyAnswer(asyncio.Protocol):
+    """Answers one request and closes; no task, so none is cut off when a question comes with the end."""
+
+    def __init__(self, state: dict[str, bool]) -> None:
+        self._state = state
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(b"HTTP/1.1 %d x\r\n\r\n" % (200 if self._state["ready"] else 503))
+        self._transport.close()
 
 
 async def serve(run: RunDirectory, behaviour: str) -> None:
@@ -40,13 +55,8 @@ async def serve(run: RunDirectory, behaviour: str) -> None:
             if state["ready"] and behaviour == "die":
                 sys.exit(1)
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readline()
-        writer.write(b"HTTP/1.1 %d x\r\n\r\n" % (200 if state["ready"] else 503))
-        writer.close()
-
     following = asyncio.create_task(follow_engine())
-    await asyncio.start_server(answer, config.host, config.port)
+    await asyncio.get_running_loop().create_server(lambda: ReadyAnswer(state), config.host, config.port)
     await asyncio.wait([asyncio.create_task(stopped.wait()), following], return_when=asyncio.FIRST_COMPLETED)
     if behaviour == "open-stream":
         await asyncio.sleep(0.5)
