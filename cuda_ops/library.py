@@ -13,8 +13,6 @@ from typing import Any
 
 from cuda_ops.ffi import import_tvm_ffi
 
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
-
 
 class Library:
     """Attributes are the exported functions of csrc/boundary."""
@@ -24,13 +22,13 @@ class Library:
         setattr(self, name, function)  # the next look-up does not come here
         return function  # type: ignore[no-any-return]
 
-    def record(self, work: Callable[[], None]) -> list[Call]:
-        """Do `work`; returns the calls of ops that this thread made, which must have been made before.
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Do `work`; returns a function that makes the calls of ops again which this thread made in it.
 
-        Tensors are those of the library there, so that calling again does not convert them again, which
-        takes as long as a small op; they keep the memory of those that were given.
+        The ops must have been called before. The function keeps the memory of the tensors that they were
+        given, and takes them as the library knows them: it converts nothing.
         """
-        calls: list[Call] = []
+        calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         thread, functions = get_ident(), dict(vars(self))
 
         def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,10 +47,15 @@ class Library:
             vars(self).update(functions)
         if missed:
             raise RuntimeError(f"{', '.join(missed)} had never been called before it was to be recorded")
-        convert = import_tvm_ffi().convert
-        given = {id(argument): argument for _, arguments in calls for argument in arguments}
-        converted = {key: convert(argument) for key, argument in given.items()}
-        return [(function, tuple(converted[id(one)] for one in arguments)) for function, arguments in calls]
+        return _join(calls)
+
+
+def _join(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Callable[[], None]:
+    convert = import_tvm_ffi().convert
+    given = {id(argument): argument for _, arguments in calls for argument in arguments}
+    converted = {key: convert(argument) for key, argument in given.items()}  # each once
+    ready = [[function, *(converted[id(one)] for one in arguments)] for function, arguments in calls]
+    return _module().make_recording(ready)  # type: ignore[no-any-return]
 
 
 @cache

@@ -83,10 +83,19 @@ def test_calls_of_other_threads_are_not_recorded(rand):
         other.start()
         other.join()
 
-    calls = library.record(work)
+    make_again = library.record(work)
     assert (mine == 4).all() and (others == 2).all()
-    for function, arguments in calls:
-        function(*arguments)
-    assert (mine == 8).all() and (others == 2).all()
     cuda_ops.add(mine, mine)
-    assert len(calls) == 1, "recording has ended"
+    assert (mine == 8).all()
+    make_again()
+    assert (mine == 16).all(), "recording had ended: the addition behind it is not made again"
+    assert (others == 2).all()
+
+
+def test_an_error_of_a_recorded_call_comes_out_of_its_replay():
+    source, rows, out = np.ones((1, 8), np.float32), np.zeros(1, np.int32), np.zeros((4, 8), np.float32)
+    cuda_ops.scatter_rows(source, rows, out)
+    make_again = library.record(lambda: cuda_ops.scatter_rows(source, rows, out))
+    rows[0] = 4
+    with pytest.raises(ValueError, match="rows must lie inside out"):
+        make_again()
