@@ -6,11 +6,12 @@ Method        A3B-8L: the ERNIE-4.5-21B-A3B preset cut to 8 layers, random weigh
               another, so that a busy moment hits all of them; the best and the median of the rounds are
               reported. A decode step counts as the best of a few that follow one another, with --busy as
               their mean. The arithmetic peak and the read bandwidth are those of cpu_limits.py.
-Quiet         others on the same machine may take half of its memory for minutes. A measurement before or
-              after which memory was read at less than 85 % of the run's best is kept in the file and left out
-              of the figures, ours and the peer's alike, and made again, up to three times as many rounds in
-              all; not so with --busy. Where not as many rounds as were asked for are quiet in the end, all
-              count: few of the fastest would flatter.
+Quiet         others on the same machine may take half of its memory for minutes, and two CPUs of a virtual
+              machine may be one core for a while. So before a measurement the run waits, five minutes in all
+              at most, until memory is read at 75 % of the run's best or more. A measurement before or after
+              which it was not is kept in the file and left out of the figures, ours and the peer's alike, and
+              made again, up to three times as many rounds in all; not so with --busy. Where not as many
+              rounds as were asked for are quiet in the end, all count: few of the fastest would flatter.
 Busy          --busy N runs N processes beside it that only count: what is left to a server that shares its
               cores. In proportion would be threads / (threads + N).
 Peer          where llama-cpp-python and gguf are installed (pip install -e '.[bench]'), llama.cpp on a random
@@ -65,7 +66,8 @@ from workers.runner import Runner
 PRESET = "ernie-4.5-21b-a3b"
 PROMPT = 512  # tokens of the prefill that is timed
 DECODED_STEPS = 8  # per round and batch
-QUIET = 0.85  # of the best read bandwidth of a run
+QUIET = 0.75  # of the best read bandwidth of a run
+MOST_WAITING = 300.0  # seconds of a run, for memory to be quiet
 MOST_ROUNDS = 3  # times those that were asked for, where not all are quiet
 BUSY_STEPS = 24  # some time slices of the scheduler
 BATCHES = (1, 8, 16)
@@ -190,8 +192,8 @@ class Measurement:
         self.num_bytes, self.operations = 0.0, 0.0
         self.rounds: list[Round] = []
 
-    def repeat(self, read_bandwidth: ReadBandwidth, peer: LlamaPeer | None) -> None:
-        before = read_bandwidth()
+    def repeat(self, read_bandwidth: ReadBandwidth, before: float, peer: LlamaPeer | None) -> None:
+        """`before` is the read bandwidth just measured."""
         seconds = self._combine([self._step() for _ in range(self._num_steps)])
         peers = peer.seconds(self.kind, self.tokens, self._num_steps) if peer else None
         self.rounds.append(
@@ -290,6 +292,20 @@ def make_measurements(rank: OneRank, is_busy: bool) -> list[Measurement]:
     return [*made, whole]
 
 
+class Patience:
+    """Waits for memory to be quiet, for so many seconds in all."""
+
+    def __init__(self, seconds: float, read_bandwidth: ReadBandwidth) -> None:
+        self._left, self._read_bandwidth = seconds, read_bandwidth
+
+    def bandwidth_of_at_least(self, quiet: float) -> float:
+        """The read bandwidth now, below `quiet` once no patience is left."""
+        while (bandwidth := self._read_bandwidth()) < quiet and self._left > 0:
+            time.sleep(1)
+            self._left -= 1
+        return bandwidth
+
+
 def all_bandwidths(measurements: list[Measurement]) -> list[float]:
     return [value for one in measurements for round_ in one.rounds for value in round_.bandwidths]
 
@@ -343,13 +359,16 @@ def main() -> None:
             peer = stack.enter_context(open_peer(rank.model, given.threads, folder))
         measurements = make_measurements(rank, bool(given.busy))
         stack.enter_context(busy_processes(given.busy))
+        patience = Patience(MOST_WAITING, read_bandwidth)
+
+        def quiet_bandwidth() -> float:
+            return 0.0 if given.busy else QUIET * max(all_bandwidths(measurements), default=0.0)
+
         for _ in range(MOST_ROUNDS * given.rounds):
-            quiet = 0.0 if given.busy else QUIET * max(all_bandwidths(measurements), default=0.0)
-            unfinished = [one for one in measurements if len(one.quiet_rounds(quiet)) < given.rounds]
-            for one in unfinished:
-                one.repeat(read_bandwidth, peer)
-    bandwidths = all_bandwidths(measurements)
-    quiet = 0.0 if given.busy else QUIET * max(bandwidths)
+            for one in measurements:
+                if len(one.quiet_rounds(quiet_bandwidth())) < given.rounds:
+                    one.repeat(read_bandwidth, patience.bandwidth_of_at_least(quiet_bandwidth()), peer)
+    bandwidths, quiet = all_bandwidths(measurements), quiet_bandwidth()
     for one in measurements:
         one.make_figures(quiet, given.rounds, peak and peak * given.threads)
     limits = {
