@@ -19,6 +19,7 @@ from engine.model_config import ModelConfig
 from workers.device.base import Device, Tensor
 from workers.guides import Guides
 from workers.model.workspace import Workspace
+from workers.recording import Recording
 from workers.running_step import Details
 from workers.sequences import LiveSequence
 
@@ -57,6 +58,7 @@ class Sampler:
         self._allowed_bits = device.upload(allowed_bits(model, padded_vocab_size, num_token_ids))
         self._guides = Guides(vocabulary_file, padded_vocab_size)
         self._kept: _Rows | None = None
+        self._recording = Recording(device)
 
     def reads_tokens(self, live: Sequence[LiveSequence]) -> bool:
         """Whether `sample` looks at the ids of earlier tokens, which then have to be known."""
@@ -72,7 +74,8 @@ class Sampler:
         logprobs = take("logprobs", (len(live),), "float32")
         top_ids = take("top_ids", (len(live), rows.num_top), "int32")
         top_logprobs = take("top_logprobs", (len(live), rows.num_top), "float32")
-        cuda_ops.sample_tokens(logits, self._batch(rows, live), token_ids, logprobs, top_ids, top_logprobs)
+        given = (logits, self._batch(rows, live), token_ids, logprobs, top_ids, top_logprobs)
+        self._recording.run(given, lambda: cuda_ops.sample_tokens(*given))
         if not rows.wants_logprobs:
             return None
         return Details(*map(self._device.download_later, (logprobs, top_ids, top_logprobs)))

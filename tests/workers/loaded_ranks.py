@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cuda_ops
 from engine.config import ServerConfig
 from engine.messages import MediaItem, StepPlan, StepResult
 from engine.model_config import read_model_config
@@ -21,6 +20,7 @@ from tests.workers.ranks import BLOCK_SIZE, Driver, RankThreads
 from workers.device.paddle import PaddleCpu
 from workers.loader import load_weights
 from workers.runner import Runner
+from workers.sampler import Sampler
 
 
 class LoadedRanks:
@@ -57,13 +57,13 @@ class LogitsRecorder:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[np.ndarray] = []
-        sample = cuda_ops.sample_tokens
+        sample = Sampler.sample
 
-        def record(logits: Any, *arguments: Any) -> None:
+        def record(sampler: Sampler, logits: Any, *arguments: Any) -> Any:
             self.steps.append(PaddleCpu().download(logits).copy())
-            sample(logits, *arguments)
+            return sample(sampler, logits, *arguments)
 
-        monkeypatch.setattr(cuda_ops, "sample_tokens", record)
+        monkeypatch.setattr(Sampler, "sample", record)
 
 
 def make_case_prompt(case: Case, folder: Path, num_tokens: int | None = None) -> Prompt:

@@ -10,11 +10,12 @@ import pytest
 
 import cuda_ops
 from cuda_ops.library import library
+from engine.messages import SamplingParams
 from tests.conftest import Rand
 from tests.workers.builders import make_prompt, make_raw_weights, make_tiny_config
 from tests.workers.ranks import Driver, Ranks
 from workers.model.decoder import Decoder
-from workers.model.replay import Replay
+from workers.recording import Recording
 
 IMAGE = (1, 4, 6)  # 6 tokens
 
@@ -69,7 +70,7 @@ def test_replayed_steps_have_the_bits_of_computed_ones(ranks, rand, media_folder
         return [driver.bits(seq_id) for seq_id in (*seq_ids, chunked)]
 
     replayed = answers()
-    monkeypatch.setattr(Replay, "run", lambda self, *given: self._decoder.run(*given))
+    monkeypatch.setattr(Recording, "run", lambda self, given, work: work())
     assert replayed == answers()
 
 
@@ -99,3 +100,21 @@ def test_an_error_of_a_recorded_call_comes_out_of_its_replay():
     rows[0] = 4
     with pytest.raises(ValueError, match="rows must lie inside out"):
         make_again()
+
+
+def test_sampling_by_seed_goes_on_from_token_to_token_when_it_is_replayed(
+    ranks, rand, media_folder, monkeypatch
+):
+    prompt = make_prompt(rand, make_tiny_config(), media_folder, [5])
+    sampling = SamplingParams(max_tokens=64, temperature=5.0, seed=3)
+
+    def answer() -> list[int]:
+        driver = Driver(ranks)
+        seq_id = driver.add(prompt, sampling)
+        driver.generate([seq_id], 10)
+        return driver.tokens(seq_id)
+
+    replayed = answer()
+    assert len(set(replayed)) > 3, "hot enough for tokens to differ"
+    monkeypatch.setattr(Recording, "run", lambda self, given, work: work())
+    assert replayed == answer()

@@ -8,10 +8,11 @@ only make its calls. A step of other shapes, or with media, makes an end of that
 from __future__ import annotations
 
 from workers.batch import Batch
-from workers.device.base import Graph, Tensor
+from workers.device.base import Tensor
 from workers.kv_cache import KvCache
 from workers.model.context import Context
 from workers.model.decoder import Decoder, MediaRows
+from workers.recording import Recording
 
 
 class Replay:
@@ -20,21 +21,17 @@ class Replay:
     def __init__(self, context: Context, decoder: Decoder) -> None:
         self._context = context
         self._decoder = decoder
-        self._last: list[object] = []  # what the last step was given
-        self._graph: Graph | None = None
+        self._recording = Recording(context.device)
         self._logits: Tensor | None = None
 
     def run(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> Tensor | None:
         """As Decoder.run does."""
-        given: list[object] = [kv, *batch.tensors, *media]  # media are new ones in every step
-        if list(map(id, given)) != list(map(id, self._last)):  # which _last keeps alive
-            self._last, self._graph, self._logits = given, None, None  # memory that the run may need
-            self._logits = self._decoder.run(batch, media, kv)
-        elif self._graph is None:
-            self._graph = self._context.device.capture(lambda: self._compute(batch, media, kv))
-        else:
+        given = [kv, *batch.tensors, *media]  # media are new ones in every step
+        if self._recording.is_for(given):
             self._context.begin_work(self._decoder.flops(batch))
-            self._graph.replay()
+        else:
+            self._logits = None  # memory that the run may need
+        self._recording.run(given, lambda: self._compute(batch, media, kv))
         return self._logits
 
     def _compute(self, batch: Batch, media: list[MediaRows], kv: KvCache) -> None:
