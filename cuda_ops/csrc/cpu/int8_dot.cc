@@ -12,14 +12,14 @@
 //   map     a panel is 16 weight rows (int8_panels.h): a lane is an output. Packed weights are read as they
 //           lie; of others each panel is turned into cache first.
 //   few     up to kFewRows x rows: register tiles of kNarrowRows of them by one panel, of one or two by as
-//   many
-//           as make kStreams, straight from memory
+//           many as make kStreams, straight from memory
 //   many    int4 panels are widened to bytes in cache once; register tiles of kRows x rows by kCols panels,
 //           kGroup panels for every tile of rows
 //   speed   one core of an EPYC (Zen 4, 3.7 GHz, 2026-11-23), K = 2560, in cache, of its 472 GOP/s: 8 rows
 //           420 int8, 390 int4; 48 rows 437 and 392; one row takes 105 and 65 GB/s, more than memory gives.
-//           Of a plain read of memory at 56 GB/s on two cores (2026-11-30) one row takes 101 % for int8 and
-//           92 % for the int4 of experts, panel by panel; by four panels at once 94 and 70 %
+//           Of a plain read of memory at 47 to 50 GB/s on two cores (2026-11-30) one row takes 102 % for
+//           int8, 98 % for int4 in groups of 64 and 88 % in groups of 32, panel by panel; where others use
+//           half of each core 91, 79 and 74 %; by four panels at once 94 and 70 % (int8, groups of 64)
 //           one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), of its 414 GOP/s in vpmaddubsw: 512 rows 124
 //           int8, 190 int4. With the addition that each of them needs, vpmaddubsw and vpmaddwd issue 1.5
 //           times a cycle there and not twice: 292 GOP/s for int4 and 140 for int8, the ends of spans not
