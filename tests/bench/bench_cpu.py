@@ -293,14 +293,16 @@ def make_measurements(rank: OneRank, is_busy: bool) -> list[Measurement]:
 
 
 class Patience:
-    """Waits for memory to be quiet, for so many seconds in all."""
+    """Waits for memory to be quiet, for MOST_WAITING seconds in all."""
 
-    def __init__(self, seconds: float, read_bandwidth: ReadBandwidth) -> None:
-        self._left, self._read_bandwidth = seconds, read_bandwidth
+    def __init__(self, read_bandwidth: ReadBandwidth) -> None:
+        self._left, self._read_bandwidth = MOST_WAITING, read_bandwidth
 
     def bandwidth_of_at_least(self, quiet: float) -> float:
         """The read bandwidth now, below `quiet` once no patience is left."""
         while (bandwidth := self._read_bandwidth()) < quiet and self._left > 0:
+            if self._left == MOST_WAITING:
+                print(f"others use memory: waiting for it, {MOST_WAITING:.0f} s in all at most", flush=True)
             time.sleep(1)
             self._left -= 1
         return bandwidth
@@ -359,7 +361,7 @@ def main() -> None:
             peer = stack.enter_context(open_peer(rank.model, given.threads, folder))
         measurements = make_measurements(rank, bool(given.busy))
         stack.enter_context(busy_processes(given.busy))
-        patience = Patience(MOST_WAITING, read_bandwidth)
+        patience = Patience(read_bandwidth)
 
         def quiet_bandwidth() -> float:
             return 0.0 if given.busy else QUIET * max(all_bandwidths(measurements), default=0.0)

@@ -118,3 +118,12 @@ def test_sampling_by_seed_goes_on_from_token_to_token_when_it_is_replayed(
     assert len(set(replayed)) > 3, "hot enough for tokens to differ"
     monkeypatch.setattr(Recording, "run", lambda self, given, work: work())
     assert replayed == answer()
+
+
+def test_the_third_sampling_of_the_same_rows_is_replayed(ranks, rand, media_folder, monkeypatch):
+    calls, sample = [], cuda_ops.sample_tokens
+    monkeypatch.setattr(cuda_ops, "sample_tokens", lambda *given: (calls.append(1), sample(*given)))
+    driver = Driver(ranks)
+    seq_id = driver.add(make_prompt(rand, make_tiny_config(), media_folder, [7]))
+    driver.generate([seq_id], 8)
+    assert len(calls) == 2 and len(driver.tokens(seq_id)) == 8
