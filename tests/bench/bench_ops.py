@@ -154,36 +154,49 @@ def bench_attention(report: Report, source: Source) -> None:
 
 
 def bench_sampling(report: Report, source: Source) -> None:
-    """One row of the full vocabulary."""
+    """Rows of the full vocabulary: as even as those of random weights, and as a trained model's."""
     vocab = 103424
-    logits = source.normal(1, vocab, scale=3.0)
-    for name, options in (
-        ("greedy", {"temperature": 0.0}),
-        ("temperature", {"temperature": 1.0}),
-        ("top_k=50", {"temperature": 1.0, "top_k": 50}),
-        ("top_p=0.95", {"temperature": 1.0, "top_p": 0.95}),
-    ):
-        batch = sampling_batch(vocab, **options)
-        ids, logprobs = np.zeros(1, np.int32), np.zeros(1, np.float32)
-        tops = np.zeros((1, 0), np.int32), np.zeros((1, 0), np.float32)
-        work = logits.copy()
+    for scale, what in ((1.0, "even"), (3.0, "uneven")):
+        for rows in (1, 16):
+            logits = source.normal(rows, vocab, scale=scale)
+            for name, options in (
+                ("greedy", {"temperature": 0.0}),
+                ("temperature", {"temperature": 1.0}),
+                ("top_k=50", {"temperature": 1.0, "top_k": 50}),
+                ("top_p=0.8", {"temperature": 0.8, "top_p": 0.8}),
+                ("min_p=0.1", {"temperature": 1.0, "min_p": 0.1}),
+                ("20 logprobs", {"temperature": 0.0, "num_top": 20}),
+            ):
+                bench_sampler(report, f"{name}, {rows} rows, {what}", logits, **options)
 
-        def call(i: int, given: Any = (work, batch, ids, logprobs, *tops)) -> None:
-            cuda_ops.sample_tokens(*given)
 
-        call(0)
-        check(logprobs, references.log_softmax(logits[0])[ids], f"sample_tokens {name}")
-        report.line(f"sample_tokens {name} V={vocab}", seconds_of(call), logits.nbytes)
+def bench_sampler(report: Report, what: str, logits: np.ndarray, num_top: int = 0, **options: Any) -> None:
+    rows, vocab = logits.shape
+    batch = sampling_batch(rows, vocab, **options)
+    ids, logprobs = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
+    tops = np.zeros((rows, num_top), np.int32), np.zeros((rows, num_top), np.float32)
+    work = logits.copy()
+
+    def call(i: int) -> None:
+        cuda_ops.sample_tokens(work, batch, ids, logprobs, *tops)
+
+    call(0)
+    expected = [references.log_softmax(row)[id] for row, id in zip(logits, ids, strict=True)]
+    check(logprobs, np.array(expected), f"sample_tokens {what}")
+    report.line(f"sample_tokens {what}", seconds_of(call), logits.nbytes)
 
 
 def sampling_batch(
-    vocab: int, temperature: float, top_k: int = 0, top_p: float = 1.0
+    rows: int, vocab: int, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> cuda_ops.SamplingBatch:
-    one, none = (lambda value: np.array([value], np.float32)), np.zeros(0, np.int32)
-    starts, zero = np.zeros(2, np.int32), np.zeros(1, np.int64)
+    def floats(value: float) -> np.ndarray:
+        return np.full(rows, value, np.float32)
+
+    none, starts, numbers = np.zeros(0, np.int32), np.zeros(rows + 1, np.int32), np.arange(rows)
     return cuda_ops.SamplingBatch(
-        one(temperature), np.array([top_k], np.int32), one(top_p), one(0), one(1), one(0), one(0), zero, zero,
-        none, starts, np.zeros(1, np.int32), none, starts, np.full(-(-vocab // 32), -1, np.int32),
+        floats(temperature), np.full(rows, top_k, np.int32), floats(top_p), floats(min_p), floats(1),
+        floats(0), floats(0), numbers, numbers, none, starts, np.zeros(rows, np.int32), none, starts,
+        np.full(-(-vocab // 32), -1, np.int32),
     )  # fmt: skip
 
 

@@ -202,15 +202,56 @@ def test_another_seed_or_counter_draws_differently():
     assert len(ids) >= 11
 
 
-def test_the_noise_is_the_documented_one():
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 60},
+        {"top_k": 2000, "top_p": 0.7},
+        {"top_p": 0.5},
+        {"top_p": 0.999},
+        {"top_p": 0.9999999},
+        {"min_p": 0.2},
+        {"top_p": 0.8, "temperature": 0.8, "min_p": 0.05},
+    ],
+    ids=str,
+)
+def test_a_draw_is_the_highest_sum_with_the_documented_noise(rand, options, scale):
     """Gumbel noise of Philox4x32-10 with key = seed and counter words (counter, 0, id / 4, 0)."""
-    seed, counter, vocab = 0x1234567890ABCDEF, 77, 64
-    sums = []
-    for id in range(vocab):
-        u = (philox(seed, [counter, 0, id // 4, 0])[id % 4] + 0.5) / 2**32
-        sums.append(-math.log(-math.log1p(-u)))
-    ids, *_ = sample(np.zeros((1, vocab), np.float32), seeds=seed, counters=counter)
-    assert ids[0] == int(np.argmax(sums))
+    logits, seed, num_draws = rand.normal(20_011, scale=scale), 0x1234567890ABCDEF, 40
+    logits[rand.numpy.permutation(20_011)[:500]] = -np.inf
+    full = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | options
+    kept = np.array(
+        references.kept_tokens(logits / np.float32(full["temperature"]), **full | {"temperature": 1.0})
+    )
+    cooled = (logits / np.float32(full["temperature"])).astype(np.float64)[kept]
+    expected = []
+    for counter in range(num_draws):
+        u = (philox_words(seed, counter, kept) + 0.5) / 2**32
+        expected.append(int(kept[np.argmax(cooled - np.log(-np.log1p(-u)))]))
+    ids = drawn(logits, num_draws, seeds=seed, **options).tolist()
+    assert ids == expected, f"draw {np.argmax(np.array(ids) != expected)}: {ids}, not {expected}"
+
+
+def test_draws_of_ids_near_the_end_see_the_noise_of_their_ids(rand):
+    for vocab in (1, 3, 63, 64, 65, 4095, 4097):
+        noise = (philox_words(7, 5, np.arange(vocab)) + 0.5) / 2**32
+        ids = sample(np.zeros((1, vocab), np.float32), seeds=7, counters=5)[0]
+        assert ids.tolist() == [int(np.argmax(-np.log(-np.log1p(-noise))))], f"vocabulary of {vocab}"
+
+
+def philox_words(key: int, counter: int, ids: np.ndarray) -> np.ndarray:
+    """What `philox` gives each of `ids`, all at once."""
+    k0, k1, low = np.uint64(key & 0xFFFFFFFF), np.uint64(key >> 32), np.uint64(0xFFFFFFFF)
+    c = [np.full(len(ids), value, np.uint64) for value in (counter & 0xFFFFFFFF, counter >> 32, 0, 0)]
+    c[2] = ids.astype(np.uint64) // np.uint64(4)
+    for _ in range(10):
+        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        c = [(b >> np.uint64(32)) ^ c[1] ^ k0, b & low, (a >> np.uint64(32)) ^ c[3] ^ k1, a & low]
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    return np.choose(ids % 4, c)
 
 
 def philox(key: int, counter: list[int]) -> list[int]:
@@ -222,10 +263,13 @@ def philox(key: int, counter: list[int]) -> list[int]:
     return c
 
 
-def test_philox_gives_its_published_answers():
+def test_philox_gives_its_published_answers(rand):
     assert philox(0, [0, 0, 0, 0]) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     ones = 0xFFFFFFFF
     assert philox(2**64 - 1, [ones] * 4) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+    ids, key, counter = rand.numpy.integers(0, 2**20, 20), 0x8234567890ABCDEF, 2**40 + 3
+    words = [philox(key, [3, 2**8, id // 4, 0])[id % 4] for id in ids.tolist()]
+    assert philox_words(key, counter, ids).tolist() == words
 
 
 def test_repetition_counts_prompt_and_output_but_presence_and_frequency_only_output():

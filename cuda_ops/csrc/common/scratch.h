@@ -26,6 +26,8 @@ enum class Slot {
   experts,
   hidden,
   sampling,
+  weights,
+  draws,
   stretches,
   history,
   count,

@@ -17,16 +17,16 @@
 #include <limits>
 #include <vector>
 
-#include "../common/philox.h"
 #include "../common/scratch.h"
 #include "../common/thread_pool.h"
 #include "../common/vec_math.h"
-#include "candidates.h"
+#include "cutoff.h"
+#include "draw.h"
+#include "row_scan.h"
 
 namespace octet::cpu {
 namespace {
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr float kGreedyBelow = 1e-5f;  // a lower temperature is greedy: logits divided by it would overflow
 
 // --- the distribution the model gave ---------------------------------------------------------------------
@@ -39,18 +39,9 @@ void forbid(float* logits, int64_t begin, int64_t end, const int32_t* allowed_bi
     const uint32_t bits = uint32_t(allowed_bits[first / 32]);
     if (bits == 0xffffffffu) continue;
     for (int64_t i = first; i < std::min(end, first + 32); ++i) {
-      if (!(bits >> (i % 32) & 1u)) logits[i] = kNever;
+      logits[i] = bits >> (i % 32) & 1u ? logits[i] : kNever;
     }
   }
-}
-
-float highest_of(const float* logits, int64_t size) {
-  F32x16 highest = broadcast(kNever);
-  const int64_t whole = size / 16 * 16;
-  for (int64_t i = 0; i < whole; i += 16) highest = max(highest, load(logits + i));
-  float result = max_lane(highest);
-  for (int64_t i = whole; i < size; ++i) result = std::max(result, logits[i]);
-  return result;
 }
 
 // What the choice has to know of some logits: the highest, and the sum of e^(logit - highest).
@@ -82,16 +73,21 @@ Mass mass_of(const Mass* stretches, int64_t count) {
 // The n best tokens in order: one pass that keeps a short sorted list.
 void find_top(const float* logits, int64_t vocab, float log_total, int64_t n, int32_t* ids, float* logprobs) {
   if (n == 0) return;
-  std::vector<std::pair<float, int32_t>> best(size_t(n), {kNever, -1});
-  for (int64_t i = 0; i < vocab; ++i) {
-    if (!(logits[i] > best.back().first)) continue;
+  std::vector<Token> best(size_t(n), {kNever, -1});
+  const auto offer = [&](const Token& token) {
+    if (!(token.logit > best.back().logit)) return;
     size_t at = best.size() - 1;
-    for (; at > 0 && logits[i] > best[at - 1].first; --at) best[at] = best[at - 1];
-    best[at] = {logits[i], int32_t(i)};
-  }
+    for (; at > 0 && token.logit > best[at - 1].logit; --at) best[at] = best[at - 1];
+    best[at] = token;
+  };
+  blocks_reaching(
+      logits, vocab, [&] { return best.back().logit; },
+      [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) offer({logits[i], int32_t(i)});
+      });
   for (int64_t j = 0; j < n; ++j) {
-    ids[j] = best[size_t(j)].second;
-    logprobs[j] = best[size_t(j)].first - log_total;
+    ids[j] = best[size_t(j)].id;
+    logprobs[j] = best[size_t(j)].logit - log_total;
   }
 }
 
@@ -142,49 +138,6 @@ int32_t lowest_id_of(float highest, const float* logits, int64_t vocab, const Ma
   return int32_t(std::find(logits + begin, logits + vocab, highest) - logits);
 }
 
-// Keeps the token with the highest logit + noise; equal sums go to the lowest id.
-class NoisyBest {
- public:
-  NoisyBest(uint64_t seed, uint64_t counter) : seed_(seed), counter_(counter) {}
-
-  Philox words_of(int64_t four) const {
-    return philox(seed_, {{uint32_t(counter_), uint32_t(counter_ >> 32), uint32_t(four), 0}});
-  }
-
-  void offer(int32_t id, float logit, uint32_t word) {
-    // u >= word / 2^32 and -log(1 - u) >= u bound the noise by -log(u); most tokens end here.
-    const double bound = 0.6931471806 * (2 + __builtin_clz(word | 1u));
-    if (double(logit) + bound < sum_) return;
-    const double u = (double(word) + 0.5) * 0x1p-32;
-    const double sum = double(logit) - std::log(-std::log1p(-u));
-    if (sum > sum_ || (sum == sum_ && id < id_)) {
-      sum_ = sum;
-      id_ = id;
-    }
-  }
-
-  bool can_win(float logit) const { return double(logit) + 23.0 >= sum_; }  // no noise reaches 23
-  int32_t id() const { return id_; }
-
- private:
-  const uint64_t seed_, counter_;
-  double sum_ = -std::numeric_limits<double>::infinity();
-  int32_t id_ = -1;
-};
-
-void offer_all(const float* logits, int64_t vocab, float at_least, NoisyBest& best) {
-  for (int64_t first = 0; first < vocab; first += 4) {
-    const int64_t end = std::min(vocab, first + 4);
-    const float highest = *std::max_element(logits + first, logits + end);
-    if (highest < at_least || highest == kNever || !best.can_win(highest)) continue;
-    const Philox words = best.words_of(first / 4);
-    for (int64_t i = first; i < end; ++i) {
-      if (logits[i] >= at_least && logits[i] > kNever)
-        best.offer(int32_t(i), logits[i], words.word[i - first]);
-    }
-  }
-}
-
 // logits / temperature in scratch; `highest` is divided alike.
 const float* cooled(const float* logits, int64_t vocab, F32x16 temperature, float& highest) {
   float* out = scratch<float>(Slot::sampling, size_t(vocab));
@@ -197,29 +150,13 @@ const float* cooled(const float* logits, int64_t vocab, F32x16 temperature, floa
 }
 
 int32_t draw(const float* raw, const SamplingBatch& batch, int64_t row, float highest) {
-  const int64_t vocab = batch.vocab;
-  const float* logits = cooled(raw, vocab, broadcast(batch.temperature[row]), highest);
-  NoisyBest best(uint64_t(batch.seeds[row]), uint64_t(batch.counters[row]));
-  const float top_p = batch.top_p[row], min_p = batch.min_p[row];
-  const int64_t top_k = batch.top_k[row];
-  const bool has_top_k = top_k > 0 && top_k < vocab;
-  if (!has_top_k && top_p >= 1.0f) {
-    offer_all(logits, vocab, min_p > 0.0f ? highest + std::log(min_p) : kNever, best);
-    return best.id();
+  const float* logits = cooled(raw, batch.vocab, broadcast(batch.temperature[row]), highest);
+  Token last = last_kept(logits, batch.vocab, highest, batch.top_k[row], batch.top_p[row]);
+  if (batch.min_p[row] > 0.0f) {
+    const Token likely{highest + std::log(batch.min_p[row]), std::numeric_limits<int32_t>::max()};
+    if (is_better(likely, last)) last = likely;
   }
-  thread_local std::vector<Candidate> kept;
-  double total = 0.0;
-  if (has_top_k) {
-    keep_top_k(logits, vocab, highest, top_k, kept);
-    for (const Candidate& c : kept) total += c.weight;
-  } else {
-    total = keep_likely(logits, vocab, highest, top_p, kept);
-  }
-  if (top_p < 1.0f) keep_mass(kept, double(top_p) * total);
-  for (const Candidate& c : kept) {
-    if (c.weight >= min_p) best.offer(c.id, c.logit, best.words_of(c.id / 4).word[c.id % 4]);
-  }
-  return best.id();
+  return draw_token(logits, batch.vocab, last, uint64_t(batch.seeds[row]), uint64_t(batch.counters[row]));
 }
 
 float original_logit(const float* logits, const Changes& changes, int32_t id) {
