@@ -25,7 +25,6 @@ _ROOT = Path(__file__).resolve().parents[1]
 _SOURCES = (  # who cuts, quantises and lays out
     "workers/checkpoint*.py",
     "workers/loader.py",
-    "workers/offline_quant.py",
     "workers/parallel.py",
     "workers/quant.py",
     "workers/shards.py",

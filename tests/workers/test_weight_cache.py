@@ -128,6 +128,11 @@ def test_key_names_everything_that_decides_the_bytes(checkpoint: Path):
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.parametrize("pattern", weight_cache_key._SOURCES)
+def test_every_source_that_the_key_names_exists(pattern: str):
+    assert any(weight_cache_key._ROOT.glob(pattern)), f"nothing matches {pattern}"
+
+
 def test_key_ignores_what_does_not_matter(checkpoint: Path):
     assert key_of(checkpoint) == key_of(checkpoint, port=9, max_num_seqs=3, seed=5)
     assert key_of(checkpoint, device="gpu:0 A") == key_of(checkpoint, device="gpu:1 A")
