@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One entry point: makes the virtual environment, builds the ops, then does what the verb says.
-# Everything is kept and reused; a second start goes straight to the verb.
+# Everything is kept and reused; a second start goes straight to the verb. What that prints is all of stdout.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -57,7 +57,7 @@ install() {
       copy="$(mktemp -d)" && trap 'rm -rf "$copy"' EXIT
       cp "$here/pyproject.toml" "$here/README.md" "$copy/"
       "$venv/bin/python" -m pip install --disable-pip-version-check \
-        "$copy${extras:+[$extras]}"
+        "$copy${extras:+[$extras]}" >&2
     ) || die "pip could not install the packages; see its message above"
     cp "$here/pyproject.toml" "$stamp"
     rm -f "$venv/.octet-paddle"  # pip has put the CPU's PaddlePaddle back
@@ -71,17 +71,17 @@ install_paddle() {
   local stamp="$venv/.octet-paddle"
   [[ -n "${OCTET_PADDLE:-}" && "$(cat "$stamp" 2>/dev/null)" != "$OCTET_PADDLE" ]] || return 0
   say "installing $OCTET_PADDLE"
-  "$venv/bin/python" -m pip uninstall --yes --quiet paddlepaddle paddlepaddle-gpu
+  "$venv/bin/python" -m pip uninstall --yes --quiet paddlepaddle paddlepaddle-gpu >&2
   # shellcheck disable=SC2086  # a requirement and options, as pip takes them
-  "$venv/bin/python" -m pip install --disable-pip-version-check $OCTET_PADDLE \
+  "$venv/bin/python" -m pip install --disable-pip-version-check $OCTET_PADDLE >&2 \
     || die "pip could not install what OCTET_PADDLE says; see its message above"
   printf '%s' "$OCTET_PADDLE" >"$stamp"
 }
 
 build_ops() {
-  "$venv/bin/python" -m cuda_ops.build || die "the ops did not build; see the compiler's message above"
+  "$venv/bin/python" -m cuda_ops.build >&2 || die "the ops did not build; see the compiler's message above"
   [[ -e /dev/nvidiactl ]] || return 0
-  "$venv/bin/python" -m cuda_ops.build_gpu || say "the ops for GPUs did not build, so --device gpu will not work"
+  "$venv/bin/python" -m cuda_ops.build_gpu >&2 || say "the ops for GPUs did not build, so --device gpu will not work"
 }
 
 join_extras() { local IFS=,; local all=("$@"); [[ -n "${OCTET_EXTRAS:-}" ]] && all+=("$OCTET_EXTRAS"); printf '%s' "${all[*]}"; }
