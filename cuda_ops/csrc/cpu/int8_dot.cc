@@ -13,6 +13,7 @@
 //           lie; of others each panel is turned into cache first.
 //   few     up to kFewRows x rows: register tiles of kNarrowRows of them by one panel, of one or two by as
 //           many as make kStreams, straight from memory
+//   ahead   several rows ask for packed panels that come later while they compute (Ahead)
 //   many    int4 panels are widened to bytes in cache once; register tiles of kRows x rows by kCols panels,
 //           kGroup panels for every tile of rows
 //   speed   one core of an EPYC (Zen 4, 3.7 GHz, 2026-11-23), K = 2560, in cache, of its 472 GOP/s: 8 rows
@@ -20,11 +21,15 @@
 //           Of a plain read of memory at 47 to 50 GB/s on two cores (2026-11-30) one row takes 102 % for
 //           int8, 98 % for int4 in groups of 64 and 88 % in groups of 32, panel by panel; where others use
 //           half of each core 91, 79 and 74 %; by four panels at once 94 and 70 % (int8, groups of 64)
-//           one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), of its 414 GOP/s in vpmaddubsw: 512 rows 124
-//           int8, 190 int4. With the addition that each of them needs, vpmaddubsw and vpmaddwd issue 1.5
-//           times a cycle there and not twice: 292 GOP/s for int4 and 140 for int8, the ends of spans not
-//           counted. Of a plain read of memory beside it on two cores (medians of 40) one row takes 107 and
-//           93 % by four panels at once, 83 and 81 % one by one; two rows 88 and 85 %, 81 and 81 % one by one
+//           Several rows, from memory that gives 57 GB/s to two cores of it (2026-11-30, by turns), without
+//           and with asking ahead: int8 4 rows 31 -> 39 GB/s, 8 rows 20 -> 32, 16 rows 13 -> 17; int4 2 rows
+//           30 -> 39, 4 rows 20 -> 29, 8 rows 12 -> 17, 16 rows 8 -> 10. AVX2 there, at 34 GB/s: int8 4 rows
+//           19 -> 30, int4 16 -> 22 one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), of its 414 GOP/s in
+//           vpmaddubsw: 512 rows 124 int8, 190 int4. With the addition that each of them needs, vpmaddubsw
+//           and vpmaddwd issue 1.5 times a cycle there and not twice: 292 GOP/s for int4 and 140 for int8,
+//           the ends of spans not counted. Of a plain read of memory beside it on two cores (medians of 40)
+//           one row takes 107 and 93 % by four panels at once, 83 and 81 % one by one; two rows 88 and 85 %,
+//           81 and 81 % one by one
 //   order   integers, then one fma per span: the same bits either way, for any number of rows, on any thread
 //   source  Jacob et al. 2017, arXiv:1712.05877; Dettmers et al. 2022 (per-group absmax), arXiv:2110.02861
 
@@ -146,15 +151,40 @@ template <class F, bool is_wide, int kChains, int rows, int cols>
 // 3 % more bytes per second on two cores of a Zen 4, 8 % where others use half of each core; int8 1 and 3 %
 // (2026-11-30, by turns).
 template <class F>
-inline void ask_ahead(const typename F::Element* x) {
+inline void ask_for_row(const typename F::Element* x) {
   const char* span = reinterpret_cast<const char*>(x) + 2 * kLine;
   for (size_t i = 0; i < F::kSteps * 4 * sizeof(*x); i += kLine) __builtin_prefetch(span + i);
 }
 
+// Packed lines that a tile of several rows asks for while it computes, so many per span. Its products fill
+// the window in which a core looks for loads: left to that and to the prefetchers, memory waits for products
+// and products for memory.
+struct Ahead {
+  const uint8_t* lines = nullptr;
+  int64_t per_span = 0;
+
+  void ask() {
+    for (int64_t i = 0; i < per_span; ++i, lines += kLine) __builtin_prefetch(lines, 0, 2);
+  }
+};
+
+constexpr int64_t kAhead = 8192;  // bytes; of 2048 to 32768 the best for 2 to 24 rows (Zen 4, 2026-11-30)
+
+// What tile `index` of `count` asks for of `size` bytes that all of them together ask for.
+Ahead share_of(const uint8_t* lines, int64_t size, int64_t index, int64_t count, const Int8Layout& layout) {
+  const int64_t part = size / count;
+  return {lines + index * part, ceil_div(part, kLine * layout.spans())};
+}
+
+// Fewer rows wait for memory all the same, and faster so (one by 3 %, two of int8 by 5 %).
+bool asks_ahead(const WeightView& w, int64_t num_rows) {
+  return w.is_packed && num_rows >= (w.kind == WeightKind::int4 ? 2 : 3);
+}
+
 // rows x cols outputs.
 template <class F, bool is_wide, int rows, int cols, int kChains>
-void multiply_tile(const void* const* x_rows, const Int8Layout& layout, const Panels& panels, float* out,
-                   int64_t out_stride, int64_t width) {
+void multiply_tile(const void* const* x_rows, const Int8Layout& layout, const Panels& panels, Ahead ahead,
+                   float* out, int64_t out_stride, int64_t width) {
   constexpr int64_t kSpanLines = F::kSteps / (is_wide ? 1 : 2);
   const typename F::Element* x[rows];
   const float* x_scales[rows];
@@ -175,7 +205,11 @@ void multiply_tile(const void* const* x_rows, const Int8Layout& layout, const Pa
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < cols; ++j) sums[i][j] = broadcast_int(corrections[i][s]);
     }
-    if constexpr (rows == 1) ask_ahead<F>(x[0]);
+    if constexpr (rows == 1) {
+      ask_for_row<F>(x[0]);
+    } else {
+      ahead.ask();
+    }
     add_span<F, is_wide, kChains>(x, lines, panels.lines_stride, sums);
     for (int i = 0; i < rows; ++i) x[i] += F::kSteps * 4;
     for (int j = 0; j < cols; ++j) {
@@ -267,7 +301,8 @@ auto pick_tile(int64_t num_rows, std::integer_sequence<int, rows...>) {
   return by_rows[num_rows - 1];
 }
 
-// Few panels at a time, each from memory once: the later tiles of rows find them in the first-level cache.
+// Few panels at a time, each from memory once: the later tiles of rows find them in the first-level cache and
+// ask for as much of the next one as the first does.
 template <class F>
 void multiply_few(const void* const* x_rows, int64_t num_rows, const WeightView& w, int64_t first_row,
                   int64_t width, float* out, int64_t out_stride) {
@@ -276,15 +311,20 @@ void multiply_few(const void* const* x_rows, int64_t num_rows, const WeightView&
   for (int64_t j = 0, count = streams_for(rows); j < width; j += count * kPanel) {
     if (ceil_div(width - j, kPanel) < count) count = 1;
     const Panels panels = open_panels(w, layout, first_row + j, count);
+    const int64_t size = panels.lines_stride;
+    const uint8_t* later = panels.lines + size - size / tiles + kAhead;
     for (int64_t i = 0; i < num_rows; i += rows) {
       const auto run = pick_few<F>(std::min(rows, num_rows - i), count);
-      run(x_rows + i, layout, panels, out + i * out_stride + j, out_stride, width - j);
+      const bool asks = count == 1 && asks_ahead(w, num_rows);
+      const Ahead ahead = asks ? share_of(later, size, i / rows, tiles, layout) : Ahead{};
+      run(x_rows + i, layout, panels, ahead, out + i * out_stride + j, out_stride, width - j);
     }
   }
 }
 
 // Tile of rows by tile of rows, each in the first-level cache while it meets the panels of the group, which
-// lie in the second: rows beyond those that fit there are read once per group.
+// lie in the second: rows beyond those that fit there are read once per group. Meanwhile the next group
+// comes.
 template <class F>
 void multiply_many(const void* const* x_rows, int64_t num_rows, const WeightView& w, int64_t first_row,
                    int64_t width, float* out, int64_t out_stride) {
@@ -293,14 +333,20 @@ void multiply_many(const void* const* x_rows, int64_t num_rows, const WeightView
   for (int64_t j = 0; j < width; j += kGroup * kPanel) {
     const int64_t num_panels = std::min<int64_t>(kGroup, ceil_div(width - j, kPanel));
     Panels group = open_panels(w, layout, first_row + j, num_panels);
+    const int64_t size = num_panels * group.lines_stride;
+    const uint8_t* later = group.lines + size;
     if (F::kIsInt4) group = widen(group, num_panels);
-    for (int64_t i = 0; i < num_rows; i += kRows) {
-      const int64_t count = std::min<int64_t>(kRows, num_rows - i);
+    const int64_t row_tiles = ceil_div(num_rows, kRows), column_tiles = ceil_div(num_panels, kCols);
+    for (int64_t i = 0; i < row_tiles; ++i) {
+      const int64_t row = i * kRows, count = std::min<int64_t>(kRows, num_rows - row);
       for (int64_t p = 0; p < num_panels; p += kCols) {
         const bool is_whole = num_panels - p >= kCols;
         const auto run = is_whole ? pick_tile<F, kCols>(count, shapes) : pick_tile<F, 1>(count, shapes);
-        const int64_t column = j + p * kPanel;
-        run(x_rows + i, layout, group.from(p), out + i * out_stride + column, out_stride, width - column);
+        const int64_t column = j + p * kPanel, tile = i * column_tiles + p / kCols;
+        Ahead ahead;
+        if (w.is_packed) ahead = share_of(later, size, tile, row_tiles * column_tiles, layout);
+        run(x_rows + row, layout, group.from(p), ahead, out + row * out_stride + column, out_stride,
+            width - column);
       }
     }
   }

@@ -28,6 +28,10 @@ constexpr int64_t kProductFloats = int64_t(16) << 20;  // 64 MiB of expert outpu
 
 constexpr int64_t kMemoryBoundRows = 8;  // up to here a panel waits for its bytes (int8_dot.cc)
 
+// Tasks side by side that a thread takes at once where arithmetic is the bound: it fetches the panels of the
+// next one while it multiplies.
+constexpr int64_t kMostNeighbours = 8;
+
 // What a call has beside its tokens.
 struct Experts {
   const ExpertPool* pools;  // the shared expert behind the last
@@ -131,7 +135,11 @@ class Block {
   void run(const std::vector<Task>& tasks, Body body) const {
     const int64_t count = int64_t(tasks.size());
     if (sorted_.largest(experts_.routed()) > kMemoryBoundRows) {
-      return parallel_for(count, [&](int64_t i) { body(tasks[size_t(i)]); });
+      const int64_t size = std::clamp<int64_t>(count / (8 * num_threads()), 1, kMostNeighbours);
+      return parallel_for(ceil_div(count, size), [&](int64_t group) {
+        const int64_t end = std::min(count, (group + 1) * size);
+        for (int64_t i = group * size; i < end; ++i) body(tasks[size_t(i)]);
+      });
     }
     parallel_in_runs(count, [&](int64_t begin, int64_t end) {
       while (begin < end) body(join_neighbours(tasks, begin, end));
