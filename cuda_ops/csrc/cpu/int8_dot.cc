@@ -24,7 +24,7 @@
 //           Several rows, from memory that gives 57 GB/s to two cores of it (2026-11-30, by turns), without
 //           and with asking ahead: int8 4 rows 31 -> 39 GB/s, 8 rows 20 -> 32, 16 rows 13 -> 17; int4 2 rows
 //           30 -> 39, 4 rows 20 -> 29, 8 rows 12 -> 17, 16 rows 8 -> 10. AVX2 there, at 34 GB/s: int8 4 rows
-//           19 -> 30, int4 16 -> 22 one core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), of its 414 GOP/s in
+//           19 -> 30, int4 16 -> 22. One core of a Zen 3 (AVX2, 3.2 GHz, 2026-11-29), of its 414 GOP/s in
 //           vpmaddubsw: 512 rows 124 int8, 190 int4. With the addition that each of them needs, vpmaddubsw
 //           and vpmaddwd issue 1.5 times a cycle there and not twice: 292 GOP/s for int4 and 140 for int8,
 //           the ends of spans not counted. Of a plain read of memory beside it on two cores (medians of 40)
