@@ -13,7 +13,7 @@
 //           lie; of others each panel is turned into cache first.
 //   few     up to kFewRows x rows: register tiles of kNarrowRows of them by one panel, of one or two by as
 //           many as make kStreams, straight from memory
-//   ahead   several rows ask for packed panels that come later while they compute (Ahead)
+//   ahead   several rows ask for packed panels that come later while they compute (ahead.h)
 //   many    int4 panels are widened to bytes in cache once; register tiles of kRows x rows by kCols panels,
 //           kGroup panels for every tile of rows
 //   speed   one core of an EPYC (Zen 4, 3.7 GHz, 2026-11-23), K = 2560, in cache, of its 472 GOP/s: 8 rows
@@ -40,6 +40,7 @@
 #include <utility>
 
 #include "../common/scratch.h"
+#include "ahead.h"
 #include "int8_panels.h"
 
 namespace octet::cpu {
@@ -156,25 +157,7 @@ inline void ask_for_row(const typename F::Element* x) {
   for (size_t i = 0; i < F::kSteps * 4 * sizeof(*x); i += kLine) __builtin_prefetch(span + i);
 }
 
-// Packed lines that a tile of several rows asks for while it computes, so many per span. Its products fill
-// the window in which a core looks for loads: left to that and to the prefetchers, memory waits for products
-// and products for memory.
-struct Ahead {
-  const uint8_t* lines = nullptr;
-  int64_t per_span = 0;
-
-  void ask() {
-    for (int64_t i = 0; i < per_span; ++i, lines += kLine) __builtin_prefetch(lines, 0, 2);
-  }
-};
-
 constexpr int64_t kAhead = 8192;  // bytes; of 2048 to 32768 the best for 2 to 24 rows (Zen 4, 2026-11-30)
-
-// What tile `index` of `count` asks for of `size` bytes that all of them together ask for.
-Ahead share_of(const uint8_t* lines, int64_t size, int64_t index, int64_t count, const Int8Layout& layout) {
-  const int64_t part = size / count;
-  return {lines + index * part, ceil_div(part, kLine * layout.spans())};
-}
 
 // Fewer rows wait for memory all the same, and faster so (one by 3 %, two of int8 by 5 %).
 bool asks_ahead(const WeightView& w, int64_t num_rows) {
@@ -316,7 +299,7 @@ void multiply_few(const void* const* x_rows, int64_t num_rows, const WeightView&
     for (int64_t i = 0; i < num_rows; i += rows) {
       const auto run = pick_few<F>(std::min(rows, num_rows - i), count);
       const bool asks = count == 1 && asks_ahead(w, num_rows);
-      const Ahead ahead = asks ? share_of(later, size, i / rows, tiles, layout) : Ahead{};
+      const Ahead ahead = asks ? Ahead::part(later, size, i / rows, tiles, layout.spans()) : Ahead{};
       run(x_rows + i, layout, panels, ahead, out + i * out_stride + j, out_stride, width - j);
     }
   }
@@ -344,7 +327,7 @@ void multiply_many(const void* const* x_rows, int64_t num_rows, const WeightView
         const auto run = is_whole ? pick_tile<F, kCols>(count, shapes) : pick_tile<F, 1>(count, shapes);
         const int64_t column = j + p * kPanel, tile = i * column_tiles + p / kCols;
         Ahead ahead;
-        if (w.is_packed) ahead = share_of(later, size, tile, row_tiles * column_tiles, layout);
+        if (w.is_packed) ahead = Ahead::part(later, size, tile, row_tiles * column_tiles, layout.spans());
         run(x_rows + row, layout, group.from(p), ahead, out + row * out_stride + column, out_stride,
             width - column);
       }
