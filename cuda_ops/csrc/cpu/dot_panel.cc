@@ -7,11 +7,10 @@
 //   few     at most kTileRows x rows: weights are converted in registers, each read once -> memory bound; one
 //           row meets kOneRowCols weight rows
 //   many    weights are dequantised once into an fp32 panel in cache -> bound by arithmetic
-//   ahead   a tile asks for its share of the weight rows that come next (ahead.h). Two cores of an EPYC (Zen
-//   4,
-//           2026-11-30, 2560 x 3584, by turns, memory at 33 GB/s) read so 30 GB/s of bf16 for one row and not
-//           27, 29 and not 24 for 3, 22 and not 16 for 12; of fp32 34 and not 32, 35 and not 29, 27 and not
-//           18
+//   ahead   a tile asks for its share of the weight rows that come next (ahead.h). So two cores of an EPYC
+//           (Zen 4, 2026-11-30, 2560 x 3584, by turns, memory at 33 GB/s) read 30 GB/s of bf16 for one row
+//           and not 27, 29 and not 24 for 3 rows, 22 and not 16 for 12; of fp32 34 and not 32, 35 and not
+//           29, 27 and not 18
 //   order   see dot_panel.h; both ways multiply the same fp32 values in the same order, so they agree in bits
 
 #include "dot_panel.h"
