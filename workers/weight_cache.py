@@ -2,15 +2,15 @@
 
 One file per rank, `<key>.weights`:
 
-    magic, length of the header, CRC of the header
-    header    JSON: what it is made from, the structure (weight_tree.py); type, shape, place, CRCs
+    magic, length of the header, checksum of the header
+    header    JSON: what it is made from, the structure (weight_tree.py); type, shape, place, checksums
     tensors   as in memory, each at a multiple of ALIGNMENT
 
 The key (weight_cache_key.py) names everything that decides the bytes. A file appears under its name only
-when it is complete and on disk. Every tensor's CRCs are compared at each start; what does not match is
-removed and made anew. One process writes an entry, others go without. Entries used longest ago leave when the
-size limit or the disk asks for it; a file that is mapped stays valid until its server ends. `./run.sh cache`
-is weight_cache_command.py.
+when it is complete and on disk. Every tensor's checksums (XXH3) are compared at each start; what does not match
+is removed and made anew. One process writes an entry, others go without. Entries used longest ago leave when
+the size limit or the disk asks for it; a file that is mapped stays valid until its server ends.
+`./run.sh cache` is weight_cache_command.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import mmap
 import os
 import shutil
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_64_intdigest as _checksum
 
 from workers.device.base import BYTES_PER_ELEMENT, Device, DtypeName, Tensor
 from workers.model.weights import ModelWeights
@@ -41,10 +41,10 @@ SUFFIX = ".weights"
 ALIGNMENT = 4096  # a page, so that tensors map as they are
 DISK_RESERVE = 0.05  # of a disk that stays free
 
-_MAGIC = b"OCTETWT1"
-_FIXED = len(_MAGIC) + 8 + 4
+_MAGIC = b"OCTETWT2"
+_FIXED = len(_MAGIC) + 8 + 8
 _MAX_HEADER = 64 << 20
-_CHUNK = 32 << 20  # bytes of one CRC call: the unit of progress
+_CHUNK = 32 << 20  # bytes that have a checksum: the unit of progress
 _NORESERVE = 0x4000  # MAP_NORESERVE: nobody writes to the mapping, so no memory has to stand behind it
 _NUMPY_TYPES: dict[str, Any] = {
     "float32": np.float32,
@@ -69,7 +69,7 @@ class _Place:
     dtype: DtypeName
     shape: tuple[int, ...]
     offset: int
-    crcs: tuple[int, ...]  # of its chunks
+    checksums: tuple[int, ...]  # of its chunks
 
     @property
     def num_bytes(self) -> int:
@@ -242,25 +242,25 @@ def _write_entry(
             "dtype": dtype,
             "shape": list(array.shape),
             "offset": offset,
-            "crcs": [0] * _num_chunks(array.nbytes),
+            "checksums": [0] * _num_chunks(array.nbytes),
         }
         places.append(place)
         offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
     # What is still 0 becomes a number of at most 20 digits, so the header cannot grow beyond this.
-    room = len(json.dumps(header)) + 20 * (1 + sum(len(place["crcs"]) for place in places))
+    room = len(json.dumps(header)) + 20 * (1 + sum(len(place["checksums"]) for place in places))
     data_start = -(-(_FIXED + room) // ALIGNMENT) * ALIGNMENT
     header["data_start"] = data_start
     for place, array in zip(places, arrays, strict=True):
         file.seek(data_start + place["offset"])
-        place["crcs"] = []
+        place["checksums"] = []
         for chunk in _chunks(array):
-            place["crcs"].append(zlib.crc32(chunk))
+            place["checksums"].append(_checksum(chunk))
             file.write(chunk)
     file.truncate(data_start + offset)
     text = json.dumps(header).encode()
     assert _FIXED + len(text) <= data_start
     file.seek(0)
-    file.write(_MAGIC + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + text)
+    file.write(_MAGIC + len(text).to_bytes(8, "little") + _checksum(text).to_bytes(8, "little") + text)
 
 
 def _read_header(fixed: bytes, file: Any) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def _read_header(fixed: bytes, file: Any) -> dict[str, Any]:
     if fixed[:8] != _MAGIC or length > _MAX_HEADER:
         raise Damaged("it is no file of this version")
     text = file.read(length)
-    if zlib.crc32(text) != int.from_bytes(fixed[16:20], "little"):
+    if _checksum(text) != int.from_bytes(fixed[16:24], "little"):
         raise Damaged("its header does not match its checksum")
     header = json.loads(text)
     assert isinstance(header, dict)
@@ -282,7 +282,7 @@ def _map(
         header = _read_header(file.read(_FIXED), file)
         size = os.fstat(file.fileno()).st_size
         places = [
-            _Place(t["dtype"], tuple(t["shape"]), header["data_start"] + t["offset"], tuple(t["crcs"]))
+            _Place(t["dtype"], tuple(t["shape"]), header["data_start"] + t["offset"], tuple(t["checksums"]))
             for t in header["tensors"]
         ]
         if header["key"] != key or any(place.offset + place.num_bytes > size for place in places):
@@ -304,16 +304,18 @@ def _map(
 def _check(
     arrays: list[np.ndarray], places: list[_Place], num_threads: int, on_progress: Callable[[int, int], None]
 ) -> None:
-    """Compare every chunk with its CRC, which also brings it into memory."""
+    """Compare every chunk with its checksum, which also brings it into memory."""
     work = [
-        (chunk, crc)
+        (chunk, expected)
         for array, place in zip(arrays, places, strict=True)
-        for chunk, crc in zip(_chunks(array), place.crcs, strict=True)
+        for chunk, expected in zip(_chunks(array), place.checksums, strict=True)
     ]
     total, checked = sum(len(chunk) for chunk, _ in work), 0
     with ThreadPoolExecutor(num_threads, "cache-check") as pool:
-        for (chunk, crc), found in zip(work, pool.map(zlib.crc32, (chunk for chunk, _ in work)), strict=True):
-            if found != crc:
+        for (chunk, expected), found in zip(
+            work, pool.map(_checksum, (chunk for chunk, _ in work)), strict=True
+        ):
+            if found != expected:
                 pool.shutdown(cancel_futures=True)
                 raise Damaged("a tensor does not match its checksum")
             checked += len(chunk)
