@@ -7,9 +7,9 @@ One file per rank, `<key>.weights`:
     tensors   as in memory, each at a multiple of ALIGNMENT
 
 The key (weight_cache_key.py) names everything that decides the bytes. A file appears under its name only
-when it is complete and on disk. Every tensor's checksums (XXH3) are compared at each start; what does not match
-is removed and made anew. One process writes an entry, others go without. Entries used longest ago leave when
-the size limit or the disk asks for it; a file that is mapped stays valid until its server ends.
+when it is complete and on disk. Every tensor's checksums (XXH3) are compared at each start; what does not
+match is removed and made anew. One process writes an entry, others go without. Entries used longest ago leave
+when the size limit or the disk asks for it; a file that is mapped stays valid until its server ends.
 `./run.sh cache` is weight_cache_command.py.
 """
 
