@@ -1,5 +1,4 @@
-// common/philox.h   Random bits that are a function of (key, counter): Philox4x32-10, several counters at
-// once.
+// common/philox.h   Random bits that are a function of (key, counter): Philox4x32-10, of several counters.
 //
 // Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". No state, so a token's noise does not
 // depend on which tokens were sampled before it or beside it.
@@ -107,8 +106,8 @@ inline void store_fours(const PhiloxLanes (&c)[4], uint32_t* words) {
 
 #endif
 
-// words[4 * i + w] = word w of the block of `key` and the counter words (counter low, counter high, first +
-// i, 0), for i below kFours.
+// words[4 * i + w], for i below kFours: word w of what `key` and the four words (counter low, counter high,
+// first + i, 0) give.
 inline void philox_fours(uint64_t key, uint64_t counter, uint32_t first, uint32_t* words) {
   PhiloxLanes c[4] = {philox_lanes(uint32_t(counter)), philox_lanes(uint32_t(counter >> 32)),
                       philox_counters(first), philox_lanes(0)};

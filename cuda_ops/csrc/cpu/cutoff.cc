@@ -157,9 +157,9 @@ double narrow_to_mass(const float* logits, const float* weights, int64_t vocab, 
   Reach enough{kNever, 0, double(vocab)}, few{kInfinity, 0, 0};
   for (int i = 0; i < kMostPasses && enough.count - few.count > kFew; ++i) {
     const float from = i == 0 ? lowest : enough.least, to = std::min(few.least, highest);
+    if (from == kNever || from >= to) break;  // not enough above `lowest`, or nothing in between
     Reach cuts[kCuts];
     for (int j = 0; j < kCuts; ++j) cuts[j].least = from + (to - from) * (float(j + (i != 0)) / (kCuts + 1));
-    if (!(from < to)) break;  // also where the first pass found not enough above `lowest`
     measure(logits, weights, vocab, cuts);
     for (const Reach& cut : cuts) {
       if (cut.mass >= mass) {
