@@ -28,8 +28,9 @@ async function send() {
   if (running || (!text && tray.isEmpty)) return;
   const media = tray.take();
   message.value = "";
-  fit();
-  await askNew(text, media);
+  const answered = askNew(text, media);
+  fit(); // after the stop button has taken the focus over: a button that is disabled loses it
+  await answered;
 }
 
 async function askNew(text, media) {

@@ -29,12 +29,13 @@ from tests.e2e.server import Server, running_server
 pytestmark = pytest.mark.e2e
 
 GREEDY = {"temperature": 0, "max_tokens": 24}
+LONG = {"temperature": 1, "seed": 5}  # thousands of tokens to what is asked with it: seconds
 SAMPLES = json.loads((FOLDER / "samples" / "samples.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The tiny random model: it talks on until it is stopped."""
+    """The tiny random model: it talks on until it is stopped, or by chance draws its last token."""
     folder = tmp_path_factory.mktemp("page")
     write_tiny_checkpoint(folder / "tiny")
     with running_server(folder, "--model", str(folder / "tiny"), "--max-model-len", "8192") as server:
@@ -104,7 +105,7 @@ def test_a_picked_clip_is_asked_about(page: Page) -> None:
 
 
 def test_an_answer_streams_until_escape_stops_it_in_the_engine_too(page: Page, server: Server) -> None:
-    page.open(temperature=1, seed=1)
+    page.open(**LONG)
     page.ask("Go on for ever.")
     page.wait(lambda: len(page.answer) > 20, "the beginning of an answer")
     assert page.is_busy, "the answer shows while it comes in"
@@ -117,7 +118,7 @@ def test_an_answer_streams_until_escape_stops_it_in_the_engine_too(page: Page, s
 
 
 def test_the_stop_button_takes_the_place_of_send(page: Page) -> None:
-    page.open(temperature=1, seed=2)
+    page.open(**LONG)
     page.one("#message").send_keys("Go on.")
     page.click("#send")
     page.wait(lambda: page.shows("#stop") and page.answer, "a running answer")
@@ -128,7 +129,7 @@ def test_the_stop_button_takes_the_place_of_send(page: Page) -> None:
 
 
 def test_thinking_is_folded_while_it_runs(page: Page) -> None:
-    page.open(temperature=1, seed=1, max_tokens=400)
+    page.open(**LONG)
     page.click("#think")
     page.ask("Why?")
     page.wait(lambda: page.shows(".thinking.running"), "the running thoughts")
