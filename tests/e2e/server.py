@@ -37,6 +37,7 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, metrics_port: int, log: Path) -> None:
         self.process, self.port, self.metrics_port, self._log = process, port, metrics_port, log
+        self._clients: list[openai.OpenAI] = []
 
     @property
     def address(self) -> str:
@@ -47,9 +48,17 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def client(self, **options: object) -> openai.OpenAI:
+        """Closed with the server, if not before."""
         import openai  # only the tests' environment has it; benchmarks start servers too
 
-        return openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, **options)  # type: ignore[arg-type]
+        client = openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, **options)  # type: ignore[arg-type]
+        self._clients.append(client)
+        return client
+
+    def close_clients(self) -> None:
+        """Their sockets with them, which a stream that nobody read to its end keeps open."""
+        for client in self._clients:
+            client.close()
 
     def get(self, path: str, port: int | None = None) -> tuple[int, str]:
         """Status and body of a GET; a refused connection is status 0."""
@@ -168,6 +177,7 @@ def running_server(folder: Path, *flags: str, ready: bool = True, model: str = T
             server.wait_until_ready()
         yield server
     finally:
+        server.close_clients()
         if process.poll() is None:
             tree = server.tree()
             try:
