@@ -176,6 +176,18 @@ def test_a_large_vocabulary_has_the_same_bits_on_any_number_of_threads(rand):
     assert_close(alone[1], expected, 1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.01}], ids=str)
+def test_one_row_that_threads_share_draws_what_it_draws_on_one(rand, options):
+    logits = rand.normal(1, 20_011)
+    alone = [sample(logits, counters=counter, **options)[0][0] for counter in range(40)]
+    cuda_ops.set_num_threads(3)
+    try:
+        threaded = [sample(logits, counters=counter, **options)[0][0] for counter in range(40)]
+    finally:
+        cuda_ops.set_num_threads(1)
+    assert threaded == alone
+
+
 @pytest.mark.parametrize("place", [0, 4095, 4096, 20_010])
 def test_greedy_finds_the_first_of_equals_anywhere_in_a_large_vocabulary(place):
     logits = np.zeros((1, 20_011), np.float32)
@@ -235,7 +247,7 @@ def test_a_draw_is_the_highest_sum_with_the_documented_noise(rand, options, scal
     assert ids == expected, f"draw {np.argmax(np.array(ids) != expected)}: {ids}, not {expected}"
 
 
-def test_draws_of_ids_near_the_end_see_the_noise_of_their_ids(rand):
+def test_draws_of_ids_near_the_end_see_the_noise_of_their_ids():
     for vocab in (1, 3, 63, 64, 65, 4095, 4097):
         noise = (philox_words(7, 5, np.arange(vocab)) + 0.5) / 2**32
         ids = sample(np.zeros((1, vocab), np.float32), seeds=7, counters=5)[0]

@@ -2,9 +2,8 @@
 //
 //   noise = -log(-log(1 - u)), u = (word + 0.5) / 2^32, in double for the few tokens that can win
 //
-//   bound   noise <= -log(u) since -log(1 - u) >= u, and log2(x) >= bits(x) / 2^23 - 127 for a float x and
-//   its
-//           bits as an integer: two conversions and a multiply-add per token
+//   bound   noise <= -log(u), since -log(1 - u) >= u; and log2(x) >= bits(x) / 2^23 - 127, where bits(x) are
+//           those of the float x as an integer: two conversions and a multiply-add per token
 //   flops   twenty 32-bit products for four tokens; none for blocks in which no logit + most noise can win
 //   map     64 tokens at a time; stretches over threads where the row is the only one
 //   order   no sums
@@ -25,7 +24,6 @@ namespace octet::cpu {
 namespace {
 
 constexpr float kMostNoise = 23.0f;  // -log(2^-33), rounded up
-constexpr int64_t kStretch = 4096;   // tokens
 static_assert(kScanBlock % (4 * PhiloxLanes::kFours) == 0 && kStretch % kScanBlock == 0);
 
 double noise_of(uint32_t word) {

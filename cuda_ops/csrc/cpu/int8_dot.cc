@@ -296,9 +296,9 @@ void multiply_few(const void* const* x_rows, int64_t num_rows, const WeightView&
     const Panels panels = open_panels(w, layout, first_row + j, count);
     const int64_t size = panels.lines_stride;
     const uint8_t* later = panels.lines + size - size / tiles + kAhead;
+    const bool asks = count == 1 && asks_ahead(w, num_rows);
     for (int64_t i = 0; i < num_rows; i += rows) {
       const auto run = pick_few<F>(std::min(rows, num_rows - i), count);
-      const bool asks = count == 1 && asks_ahead(w, num_rows);
       const Ahead ahead = asks ? Ahead::part(later, size, i / rows, tiles, layout.spans()) : Ahead{};
       run(x_rows + i, layout, panels, ahead, out + i * out_stride + j, out_stride, width - j);
     }
@@ -306,8 +306,8 @@ void multiply_few(const void* const* x_rows, int64_t num_rows, const WeightView&
 }
 
 // Tile of rows by tile of rows, each in the first-level cache while it meets the panels of the group, which
-// lie in the second: rows beyond those that fit there are read once per group. Meanwhile the next group
-// comes.
+// lie in the second: rows beyond those that fit there are read once per group. Meanwhile the next
+// group comes.
 template <class F>
 void multiply_many(const void* const* x_rows, int64_t num_rows, const WeightView& w, int64_t first_row,
                    int64_t width, float* out, int64_t out_stride) {

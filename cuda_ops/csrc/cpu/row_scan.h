@@ -12,6 +12,7 @@ namespace octet::cpu {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();  // the logit of what may not be chosen
 constexpr int64_t kScanBlock = 64;                                 // logits of one look
+constexpr int64_t kStretch = 4096;  // logits of one task; half of a first-level cache
 
 // -inf where there are none, and where all are NaN.
 inline float highest_of(const float* logits, int64_t size) {

@@ -31,8 +31,6 @@ constexpr float kGreedyBelow = 1e-5f;  // a lower temperature is greedy: logits 
 
 // --- the distribution the model gave ---------------------------------------------------------------------
 
-constexpr int64_t kStretch = 4096;  // ids; half of a first-level cache
-
 // Never lets [begin, end) of a row be chosen where its bit is not set; begin is a multiple of 32.
 void forbid(float* logits, int64_t begin, int64_t end, const int32_t* allowed_bits) {
   for (int64_t first = begin; first < end; first += 32) {
