@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,3 +119,13 @@ def test_public_modules_open_with_a_docstring() -> None:
         if ast.get_docstring(ast.parse(path.read_text())) is None
     ]
     assert not bare, f"no module docstring in {bare}"
+
+
+def test_all_tests_can_be_collected_without_pytorch():
+    """`./run.sh test` of a fresh clone installs none; CI does, for the comparison with transformers."""
+    code = "import sys, pytest; sys.modules['torch'] = sys.modules['transformers'] = None; "
+    code += "sys.exit(pytest.main(['--collect-only', '-q', 'tests']))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stdout[-2000:]

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from models.demo_training.labels import (
     COLUMNS,
@@ -29,8 +28,6 @@ from models.demo_training.sample import Kind
 # What a seeking token knows of what it found.
 FOUND = (SEATS[WHICH_PICTURE]._replace(weight=1.0), *(COLUMNS[i] for i in TOLD_OF_THINGS))
 _COLOURS = 16
-_HEADS = [1, 4]  # the two that looked most before they were taught
-_LEAST = 1e-6  # of attention, so that no loss is without bound
 
 
 @dataclass(frozen=True)
@@ -73,14 +70,6 @@ def _shows(shown: np.ndarray, kind: int) -> np.ndarray:
     stands_out = (left > 0) & (left != UNKNOWN)
     result: np.ndarray = (is_form & is_colour & stands_out).any(1)
     return result
-
-
-def looked(attention: torch.Tensor, seeking: Seekers) -> torch.Tensor:
-    """[B, heads, L, L] probabilities -> [M, 2] how much of each looking head's is on what is wanted."""
-    rows, columns = torch.from_numpy(seeking.rows), torch.from_numpy(seeking.columns)
-    of_seekers = attention[rows, :, columns][:, _HEADS].float()
-    wanted = torch.from_numpy(seeking.wanted).to(attention.device)
-    return (of_seekers * wanted[:, None]).sum(2).clamp(min=_LEAST)
 
 
 def found_labels(seeking: Seekers, is_media: np.ndarray, shown: np.ndarray, seats: np.ndarray) -> np.ndarray:

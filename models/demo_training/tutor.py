@@ -27,13 +27,23 @@ from models.demo_training.labels import (
     letter_labels,
     seat_labels,
 )
-from models.demo_training.looking import FOUND, Seekers, found_labels, looked, seekers
+from models.demo_training.looking import FOUND, Seekers, found_labels, seekers
 
 BACKGROUND_WEIGHT = 0.3  # of all background together, against all else
 LOOKING_WEIGHT, FOUND_WEIGHT = 0.5, 2.0  # beside what media tokens are told
 PATCHES_PER_TOKEN = 8  # a single picture's count twice
 _SEEN = tuple(column for column in COLUMNS if column.known_to != "decoder")
+_LOOKING_HEADS = [1, 4]  # the two that looked most before they were taught
+_LEAST = 1e-6  # of attention, so that no loss is without bound
 HEADS = ("patch_head", "token_head", "seat_head", "letter_head", "found_head")
+
+
+def looked(attention: torch.Tensor, seeking: Seekers) -> torch.Tensor:
+    """[B, heads, L, L] probabilities -> [M, 2] how much of each looking head's is on what is wanted."""
+    rows, columns = torch.from_numpy(seeking.rows), torch.from_numpy(seeking.columns)
+    of_seekers = attention[rows, :, columns][:, _LOOKING_HEADS].float()
+    wanted = torch.from_numpy(seeking.wanted).to(attention.device)
+    return (of_seekers * wanted[:, None]).sum(2).clamp(min=_LEAST)
 
 
 def add_heads(model: Any, patch_width: int, token_width: int) -> None:

@@ -14,10 +14,11 @@ from models.demo_training.config import demo_model  # noqa: E402
 from models.demo_training.encode import Encoder  # noqa: E402
 from models.demo_training.feed import make_step  # noqa: E402
 from models.demo_training.labels import COLUMNS, NUM_COLUMNS, SEATS, UNKNOWN, patch_labels  # noqa: E402
-from models.demo_training.looking import FOUND, found_labels, kind_id, looked, seekers  # noqa: E402
+from models.demo_training.looking import FOUND, found_labels, kind_id, seekers  # noqa: E402
 from models.demo_training.regions import Region, describe  # noqa: E402
 from models.demo_training.sample import Sample, picture, user  # noqa: E402
 from models.demo_training.train import Settings, Trainer  # noqa: E402
+from models.demo_training.tutor import looked  # noqa: E402
 from tests.checks import assert_close  # noqa: E402
 
 RED_RING, BLUE_RING, RED_STAR = ("ring", "red"), ("ring", "blue"), ("star", "red")
